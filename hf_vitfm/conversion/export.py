@@ -1,0 +1,42 @@
+"""Writing our models in foreign formats."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ..models.configuration_vit import VitfmViTConfig
+from . import transformers_vit
+
+
+WRITERS = {("transformers", VitfmViTConfig.model_type): transformers_vit.write}
+
+
+def export_checkpoint(model, directory, format: str = "transformers") -> Path:
+    """Write a model's configuration and weights in another library's format.
+
+    Args:
+        model: one of our models.
+        directory: where to write; made if absent. Files of the same names are replaced.
+        format: "transformers".
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: if the format is not known for this model, or cannot hold something that the model has (the
+            message names the configuration field). Nothing is written then.
+    """
+    writer = WRITERS.get((format, getattr(model.config, "model_type", None)))
+    if writer is None:
+        known = sorted({name for name, _ in WRITERS})
+        raise ValueError(
+            f"`format` must be one of {', '.join(known)} and the model one of this library's; got {format!r} and "
+            f"{type(model).__name__}."
+        )
+    config, state_dict = writer(model)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config.dtype = next(iter(state_dict.values())).dtype
+    save_file(state_dict, directory / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(directory)
+    return directory

@@ -1,0 +1,67 @@
+"""Finding and reading the weight files of a folder or Hub repository; only formats that cannot run code."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import cached_file
+
+
+# In the order of preference.
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def read_state_dict(source, **where) -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint, sharded or not, to the CPU.
+
+    Args:
+        source: folder or Hub id.
+        **where: arguments of transformers' `cached_file`, such as `revision`, `token`, `subfolder`.
+
+    Raises:
+        FileNotFoundError: if no weight file is there.
+        ValueError: if a file is damaged.
+    """
+    for name in SINGLE_FILES:
+        path = _find(source, name, where)
+        if path is not None:
+            return _read(path)
+    for name in INDEX_FILES:
+        path = _find(source, name, where)
+        if path is not None:
+            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            return {key: value for shard in shards for key, value in _read(_require(source, shard, where)).items()}
+    raise FileNotFoundError(
+        f"No weights in {str(source)!r}: looked for {', '.join(SINGLE_FILES + INDEX_FILES)}. "
+        "Check the path, `subfolder` and `revision`."
+    )
+
+
+def _find(source, name: str, where: dict) -> str | None:
+    return cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **where,
+    )
+
+
+def _require(source, name: str, where: dict) -> str:
+    path = _find(source, name, where)
+    if path is None:
+        raise FileNotFoundError(f"The shard {name!r}, named in the index of {str(source)!r}, is missing.")
+    return path
+
+
+def _read(path) -> dict[str, Tensor]:
+    try:
+        if str(path).endswith(".safetensors"):
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{Path(path).name} is damaged or cut off: {error}. Fetch it again.") from error

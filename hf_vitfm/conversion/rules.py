@@ -1,0 +1,82 @@
+"""Tables that map our weight names to a foreign format's, usable in both directions.
+
+A name may hold "{i}", which stands for every layer. Our names are those of the base model, without a prefix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of our tensors and the foreign tensors that it is made of.
+
+    Attributes:
+        ours: our name.
+        theirs: foreign names; several are joined along dimension 0 (fused qkv).
+        optional: may be absent (heads, biases that a configuration leaves out).
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    optional: bool = False
+
+
+def with_bias(ours: str, *theirs: str, optional: bool = False) -> list[Rule]:
+    """The rules for a module's weight and bias."""
+    return [Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs), optional) for kind in ("weight", "bias")]
+
+
+def _expand(rules: Sequence[Rule], num_layers: int) -> list[Rule]:
+    expanded = []
+    for rule in rules:
+        layers = range(num_layers) if "{i}" in rule.ours else [0]
+        for i in layers:
+            theirs = tuple(name.replace("{i}", str(i)) for name in rule.theirs)
+            expanded.append(Rule(rule.ours.replace("{i}", str(i)), theirs, rule.optional))
+    return expanded
+
+
+def to_ours(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: int) -> dict[str, Tensor]:
+    """Convert a foreign state dict.
+
+    Raises:
+        ValueError: if weights are missing or left over; names the first five of each.
+    """
+    converted, used, missing = {}, set(), []
+    for rule in _expand(rules, num_layers):
+        absent = [name for name in rule.theirs if name not in state_dict]
+        if not absent:
+            parts = [state_dict[name] for name in rule.theirs]
+            converted[rule.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+            used.update(rule.theirs)
+        elif not rule.optional or len(absent) < len(rule.theirs):
+            missing += absent
+    unexpected = sorted(set(state_dict) - used)
+    if missing or unexpected:
+        raise ValueError(
+            f"The weights do not match their configuration: {len(missing)} missing ({', '.join(missing[:5])}), "
+            f"{len(unexpected)} unexpected ({', '.join(unexpected[:5])}). The file is damaged or of another kind."
+        )
+    return converted
+
+
+def to_theirs(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: int) -> dict[str, Tensor]:
+    """Convert our state dict to the foreign names.
+
+    Raises:
+        ValueError: if one of our tensors has no place in the foreign format; names the first five.
+    """
+    by_name = {rule.ours: rule for rule in _expand(rules, num_layers)}
+    homeless = sorted(set(state_dict) - set(by_name))
+    if homeless:
+        raise ValueError(f"The format has no place for {len(homeless)} weights: {', '.join(homeless[:5])}.")
+    converted = {}
+    for name, tensor in state_dict.items():
+        theirs = by_name[name].theirs
+        parts = tensor.chunk(len(theirs)) if len(theirs) > 1 else (tensor,)
+        converted.update({key: part.contiguous() for key, part in zip(theirs, parts, strict=True)})
+    return converted

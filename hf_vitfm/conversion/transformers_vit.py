@@ -1,0 +1,142 @@
+"""transformers' ViT format (`model_type` "vit"): ViTModel and ViTForImageClassification, old and new weight names."""
+
+import re
+
+import transformers
+from torch import Tensor
+
+from ..models.configuration_vit import VitfmViTConfig
+from ..models.modeling_vit import ViTModel
+from .rules import Rule, to_ours, to_theirs, with_bias
+
+
+MODEL_TYPE = "vit"
+
+# Fields that mean the same in both configurations.
+SHARED_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
+
+_LAYER = "encoder.layer.{i}"
+RULES = [
+    Rule("embeddings.cls_token", ("embeddings.cls_token",)),
+    Rule("embeddings.position_embeddings", ("embeddings.position_embeddings",)),
+    *with_bias("embeddings.patch_embeddings.projection", "embeddings.patch_embeddings.projection"),
+    *with_bias("encoder.layers.{i}.norm1", f"{_LAYER}.layernorm_before"),
+    Rule(
+        "encoder.layers.{i}.attention.qkv.weight",
+        tuple(f"{_LAYER}.attention.attention.{part}.weight" for part in ("query", "key", "value")),
+    ),
+    Rule(
+        "encoder.layers.{i}.attention.qkv.bias",
+        tuple(f"{_LAYER}.attention.attention.{part}.bias" for part in ("query", "key", "value")),
+        optional=True,
+    ),
+    *with_bias("encoder.layers.{i}.attention.proj", f"{_LAYER}.attention.output.dense"),
+    *with_bias("encoder.layers.{i}.norm2", f"{_LAYER}.layernorm_after"),
+    *with_bias("encoder.layers.{i}.mlp.fc1", f"{_LAYER}.intermediate.dense"),
+    *with_bias("encoder.layers.{i}.mlp.fc2", f"{_LAYER}.output.dense"),
+    *with_bias("layernorm", "layernorm"),
+    *with_bias("pre_logits", "pooler.dense", optional=True),
+    *with_bias("classifier", "classifier", optional=True),
+]
+
+# Parameter names of transformers 5 -> the names that files on the Hub have.
+_NEW_NAMES = (
+    (r"^layers\.(\d+)\.attention\.([qkv])_proj\.", r"encoder.layer.\1.attention.attention.\2."),
+    (r"^layers\.(\d+)\.attention\.o_proj\.", r"encoder.layer.\1.attention.output.dense."),
+    (r"^layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
+    (r"^layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
+    (r"^layers\.(\d+)\.", r"encoder.layer.\1."),
+    (r"\.attention\.attention\.q\.", ".attention.attention.query."),
+    (r"\.attention\.attention\.k\.", ".attention.attention.key."),
+    (r"\.attention\.attention\.v\.", ".attention.attention.value."),
+)
+
+
+def _file_name(name: str) -> str:
+    name = name.removeprefix("vit.")
+    for pattern, replacement in _NEW_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """Convert a configuration and its weights to ours.
+
+    The pooler (dense, tanh) becomes the pre-logits layer of a base model; a classifier leaves it out, as
+    transformers' does.
+    """
+    theirs = transformers.ViTConfig.from_dict(saved)  # fills in the defaults that a config.json leaves out
+    config = {name: getattr(theirs, name) for name in SHARED_FIELDS}
+    state_dict = {_file_name(name): tensor for name, tensor in state_dict.items()}
+    is_base = issubclass(model_class, ViTModel)
+    if not is_base:
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("pooler.")}
+    elif "pooler.dense.weight" in state_dict:
+        if theirs.pooler_act != "tanh":
+            raise ValueError(f"`pooler_act` must be 'tanh' to become a pre-logits layer; got {theirs.pooler_act!r}.")
+        config["representation_size"] = theirs.pooler_output_size
+    converted = to_ours(state_dict, RULES, theirs.num_hidden_layers)
+    if is_base:
+        converted = {name: tensor for name, tensor in converted.items() if not name.startswith("classifier.")}
+    else:
+        converted = {
+            name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
+        }
+    return config, converted
+
+
+def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
+    """Refuse what the format cannot hold, naming the field."""
+    required = {
+        "pooling": "cls",
+        "use_class_token": True,
+        "num_register_tokens": 0,
+        "use_distillation_token": False,
+        "layer_scale_init_value": None,
+    }
+    if not is_base:
+        required["representation_size"] = None
+    for name, value in required.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"transformers' ViT cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "
+                "Save the model with `save_pretrained`, in this library's own format."
+            )
+
+
+def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
+    """Convert one of our ViT models to transformers' configuration and weights (with the names of Hub files).
+
+    Raises:
+        ValueError: if the configuration has what the format cannot hold.
+    """
+    config, is_base = model.config, isinstance(model, ViTModel)
+    _refuse(config, is_base)
+    fields = {name: getattr(config, name) for name in SHARED_FIELDS}
+    if config.representation_size:
+        fields["pooler_output_size"] = config.representation_size
+    theirs = transformers.ViTConfig(**fields, architectures=[type(model).__name__])
+    state_dict = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
+    converted = to_theirs(state_dict, RULES, config.num_hidden_layers)
+    if not is_base:
+        converted = {
+            name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
+        }
+    return theirs, converted

@@ -1,0 +1,1 @@
+"""Layer 2: measures of a trained model and the protocols that produce them."""

@@ -1,0 +1,214 @@
+"""What all models share: initialisation, loading from any source, and resizing of positions at load."""
+
+import difflib
+import importlib
+import os
+import re
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+from .modeling_embeddings import VisionEmbeddings, as_pair
+from .modeling_encoder import LayerScale
+
+
+logger = logging.get_logger(__name__)
+
+# Loading arguments that decide which file is read, so every reader needs them.
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# Configuration fields that `PreTrainedModel.from_pretrained` handles itself.
+LOADING_FIELDS = {"dtype"}
+
+
+@contextmanager
+def _explain_unknown_arguments(model_class):
+    """Turns the TypeError about an unknown argument, raised deep inside the loading, into one that says what to do."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(rf"{model_class.__name__}.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if not found:
+            raise
+        near = difflib.get_close_matches(found[1], model_class.config_class.__dataclass_fields__, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else "See the configuration's docstring for the fields."
+        raise ValueError(f"`{found[1]}` is neither a configuration field nor a loading argument. {hint}") from error
+
+
+def _describe_mismatch(source, mismatched) -> str:
+    rows = sorted(mismatched)
+    shown = "; ".join(f"{key}: {tuple(saved)} saved, {tuple(built)} in the model" for key, saved, built in rows[:5])
+    return (
+        f"{len(rows)} weights of {str(source)!r} do not fit the model: {shown}. Correct the overrides (`num_labels`, "
+        "`patch_size`, ...), or pass `ignore_mismatched_sizes=True` to initialise these weights anew."
+    )
+
+
+class VitfmPreTrainedModel(PreTrainedModel):
+    """Base of all models of this library."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _input_embed_layer = "patch_embeddings"
+    accepts_loss_kwargs = True  # the heads divide by Trainer's `num_items_in_batch`
+    _no_split_modules = ["VisionEmbeddings", "EncoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Initialise one module's own parameters; containers without parameters are never passed here."""
+        std, jax = self.config.initializer_range, self.config.weight_init == "jax"
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            self._init_dense(module, std, jax)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.weight, module.initial_value)
+        elif isinstance(module, VisionEmbeddings):
+            if module.config.position_embedding_type == "sincos":
+                init.copy_(module.position_embeddings, module.initial_positions())
+            else:
+                init.trunc_normal_(module.position_embeddings, std=std)
+            for token in (module.cls_token, module.distillation_token, module.register_tokens):
+                if token is not None:
+                    init.zeros_(token) if jax else init.trunc_normal_(token, std=std)
+
+    @staticmethod
+    def _init_dense(module: nn.Linear | nn.Conv2d, std: float, jax: bool) -> None:
+        head_init = getattr(module, "head_init", None)  # set on the leaf that is a head
+        if head_init == "zeros":
+            init.zeros_(module.weight)
+        elif head_init == "trunc_normal":
+            init.trunc_normal_(module.weight, std=2e-5)
+        elif not jax:
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, nn.Conv2d):  # flax's default: LeCun normal, truncated at two standard deviations
+            fan_in = module.weight[0].numel()
+            std = fan_in**-0.5 / 0.87962566
+            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        else:  # Xavier over each of the fused matrices alone
+            fan_out = module.out_features // getattr(module, "num_fused", 1)
+            bound = (6 / (module.in_features + fan_out)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            if jax and getattr(module, "is_mlp", False):
+                init.normal_(module.bias, std=1e-6)
+            else:
+                init.zeros_(module.bias)
+
+    def resize_position_embeddings(self, image_size) -> None:
+        """Resize the position embeddings for another image size and note it in the configuration.
+
+        Args:
+            image_size: pixels, one number or (height, width); a multiple of the patch size.
+        """
+        for module in self.modules():
+            if isinstance(module, VisionEmbeddings):
+                module.resize(image_size)
+                module.config.image_size = image_size
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a model from a Hub id or a folder, ours or a foreign format that `hf_vitfm.conversion` reads.
+
+        Takes all arguments of transformers' method. Fields of the configuration can be given as keywords; with
+        `image_size` the position embeddings are resized at load, by the interpolation that the configuration names.
+        A `num_labels` that differs from the checkpoint's needs `ignore_mismatched_sizes=True`: it makes a new head, and
+        drops a pre-logits layer as the ViT paper does for fine-tuning (unless `representation_size` is given too).
+
+        Raises:
+            ValueError: for an argument that is neither a configuration field nor a loading argument, or a source whose
+                format is not known.
+            RuntimeError: for weights whose shapes do not fit.
+        """
+        source = pretrained_model_name_or_path
+        if source is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        if config is not None and not isinstance(config, cls.config_class):
+            config = cls.config_class.from_pretrained(config)
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if cls._is_config_field(name)}
+        where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
+        saved = cls._saved_config(source, where)
+        foreign = saved.get("model_type") != cls.config_class.model_type
+        if foreign:
+            saved, state_dict = cls._conversion().read_checkpoint(cls, source, saved, **where)
+        if config is None:
+            config = cls.config_class.from_dict(cls._override(saved, overrides))
+        elif overrides:
+            config = cls.config_class.from_dict(cls._override(config.to_dict(), overrides))
+        # Load at the size the file was saved at, then resize: works for any file layout, device map and dtype.
+        image_size, config.image_size = config.image_size, saved.get("image_size", config.image_size)
+        if foreign:
+            for name in where:
+                kwargs.pop(name)
+            kwargs["state_dict"] = state_dict
+        wants_info = kwargs.pop("output_loading_info", False)
+        allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        with _explain_unknown_arguments(cls):
+            model, info = super().from_pretrained(
+                None if foreign else source,
+                *model_args,
+                config=config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+        if info["mismatched_keys"] and not allow_mismatch:
+            raise RuntimeError(_describe_mismatch(source, info["mismatched_keys"]))
+        model.name_or_path = model.config._name_or_path = str(source)
+        if as_pair(image_size) != as_pair(model.config.image_size):
+            model.resize_position_embeddings(image_size)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _is_config_field(cls, name: str) -> bool:
+        return name not in LOADING_FIELDS and (name in cls.config_class.__dataclass_fields__ or name == "num_labels")
+
+    @classmethod
+    def _saved_config(cls, source, where: dict) -> dict:
+        """The source's config.json as a dictionary, {} where it has none."""
+        if os.path.isfile(source):
+            return {}
+        try:
+            return cls.config_class.get_config_dict(source, **where)[0]
+        except OSError:
+            if not os.path.isdir(source):
+                raise
+            return {}
+
+    @staticmethod
+    def _override(saved: dict, overrides: dict) -> dict:
+        saved, overrides = dict(saved), dict(overrides)
+        num_labels = overrides.get("num_labels")
+        old_labels = saved.get("id2label")
+        if num_labels is not None and "id2label" not in overrides and num_labels != len(old_labels or (0, 1)):
+            saved.pop("id2label", None)
+            saved.pop("label2id", None)
+            if saved.get("representation_size") and "representation_size" not in overrides:
+                logger.warning("The head is new, so the pre-logits layer is dropped (ViT paper, section 3.2).")
+                saved["representation_size"] = None
+        if "id2label" in overrides:
+            saved.pop("num_labels", None)
+            saved.pop("label2id", None)
+            overrides.setdefault("label2id", {name: int(i) for i, name in overrides["id2label"].items()})
+        return {**saved, **overrides}
+
+    @classmethod
+    def _conversion(cls):
+        """The package that reads foreign formats; absent where this file runs as remote code without the library."""
+        try:
+            return importlib.import_module("hf_vitfm.conversion")
+        except ImportError as error:
+            raise ImportError(
+                f"The source was not saved by {cls.__name__}; reading other formats needs the library: "
+                "`pip install hf-vitfm`."
+            ) from error

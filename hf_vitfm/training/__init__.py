@@ -1,0 +1,1 @@
+"""Layer 3: training arguments, optimisation and trainers."""

@@ -1,0 +1,158 @@
+"""What every recipe script shares: its command line (a YAML file, options, `--smoke`) and its arguments about data."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..data.datasets import load_images, split_off
+
+
+# `--smoke`: any configuration in seconds, on the embedded images.
+SMOKE_MODEL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 16,
+    "patch_size": 8,
+}
+SMOKE_ROWS = 32
+SMOKE_TRAINING = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "crop_padding": None,
+    "bf16": False,
+    "torch_compile": False,
+    "report_to": "none",
+}
+
+
+@dataclass
+class DataArguments:
+    """Which images a recipe trains and evaluates on."""
+
+    dataset: str = field(metadata={"help": "embedded sample, folder, parquet file or Hub id"})
+    image_column: str | None = field(default=None, metadata={"help": "column of the images, found if not given"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the labels, found if not given"})
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "split to evaluate on; by default validation, else test"}
+    )
+    holdout: float | None = field(
+        default=None, metadata={"help": "evaluate on this share of the training split instead (to choose settings)"}
+    )
+    title: str | None = field(default=None, metadata={"help": "name of the data set for the card"})
+    license: str | None = field(default=None, metadata={"help": "licence of the data set for the card, such as mit"})
+    keep_in_memory: bool = field(default=False, metadata={"help": "decode all images once (small sets)"})
+    smoke: bool = field(default=False, metadata={"help": "a few steps of a tiny model on embedded images"})
+
+    def describe(self) -> dict:
+        """What the model card says of the data set."""
+        return {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
+
+    def load(self, seed: int):
+        """Load the data: (training rows, evaluation rows, name of the evaluation split)."""
+        if self.smoke:
+            splits = load_images("fashion-mnist")
+            return (
+                splits["train"].shuffle(seed=0).select(range(SMOKE_ROWS)),
+                splits["test"].shuffle(seed=0).select(range(SMOKE_ROWS)),
+                "test",
+            )
+        splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
+        train = self._split(splits, self.train_split)
+        if self.holdout is not None:
+            return *split_off(train, self.holdout, seed), f"{self.holdout:g} of {self.train_split}"
+        name = self.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+        if name is None:
+            raise ValueError(
+                f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "
+                "0.1) to evaluate on a share of the training images."
+            )
+        return train, self._split(splits, name), name
+
+    def _split(self, splits, name: str):
+        if name not in splits:
+            raise ValueError(f"{self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
+        return splits[name]
+
+
+def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None):
+    """Read a recipe's command line: a YAML file whose keys are the fields of the classes, then options over it.
+
+    Args:
+        argument_classes: dataclasses; every field is a key of the file and an option `--field`.
+        argv: the command line without the program's name; the process's by default.
+        description: for `--help`.
+
+    Returns:
+        One instance per class.
+
+    Raises:
+        SystemExit: with a message, on a missing file, an unknown key or a value of the wrong type.
+    """
+    parser = HfArgumentParser(argument_classes, description=description)
+    parser.add_argument("config", help="YAML file with the recipe's settings")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        settings = _read_yaml(argv[0], argument_classes, parser)
+        for action in parser._actions:
+            if action.dest in settings:
+                action.required = False
+        parser.set_defaults(**settings)
+    if "--smoke" in argv:
+        smoke = {**SMOKE_TRAINING, "output_dir": f"{parser.get_default('output_dir')}-smoke"}
+        parser.set_defaults(**{key: value for key, value in smoke.items() if _has(argument_classes, key)})
+    namespace = parser.parse_args(argv)
+    values = vars(namespace)
+    return tuple(
+        cls(**{item.name: values[item.name] for item in fields(cls) if item.init}) for cls in argument_classes
+    )
+
+
+def _has(argument_classes: Sequence[type], key: str) -> bool:
+    return any(key in cls.__dataclass_fields__ for cls in argument_classes)
+
+
+def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
+    try:
+        settings = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"cannot read the configuration {path!r}: {error}")
+    known = {item.name: item for cls in argument_classes for item in fields(cls) if item.init}
+    for key, value in settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            parser.error(f"{path}: unknown key {key!r}.{hint}")
+        if isinstance(value, str) and known[key].type in (float, float | None, int, int | None):
+            parser.error(f"{path}: {key}: {value!r} is text, not a number; write 1.0e-4 in place of 1e-4.")
+    return settings
+
+
+def training_settings(args: TrainingArguments) -> dict:
+    """The settings of a run that differ from the defaults, for its card: flat, without folders and identifiers."""
+    hidden = {"output_dir", "run_name", "logging_dir", "hub_token", "hub_model_id", "local_rank", "report_to"}
+    settings = {}
+    for item in fields(args):
+        value = getattr(args, item.name)
+        value = getattr(value, "value", value)
+        is_plain = isinstance(value, (bool, int, float, str, list, tuple))
+        if item.init and is_plain and not item.name.startswith("_") and item.name not in hidden:
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if value != getattr(default, "value", default):
+                settings[item.name] = value
+    return settings

@@ -1,0 +1,114 @@
+"""The end of a run: final evaluation, pictures, results files and the model card."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+import transformers
+
+from ..cards.figures import draw_confusion, draw_curves, draw_examples
+from ..cards.model_card import create_model_card
+from ..evaluation.metrics import classification_metrics, confusion_matrix, summarize_logits
+from ..version import __version__
+from .classification import ImageClassificationTrainer
+from .recipe import training_settings
+
+
+def describe_hardware() -> str:
+    """The devices that a run uses, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict) -> dict:
+    """Evaluate a trained classifier and write everything that belongs to the run into its output folder.
+
+    Writes the model, the processor, all_results.json, run.json, curves.png, confusion.png, examples.png and README.md.
+    Call it in every process; the first one writes.
+
+    Args:
+        trainer: after `train()`.
+        dataset: name, id, license, evaluation_split (and what else the card is to say of the data).
+        run: recipe, config, command, base_model.
+
+    Returns:
+        The metrics of the evaluation set: `eval_loss`, `eval_top1`, ...
+    """
+    rows = trainer.eval_dataset
+    prediction = trainer.predict(rows, metric_key_prefix="eval")
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return prediction.metrics
+    directory = Path(trainer.args.output_dir)
+    logits, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    summary = summarize_logits(logits, labels)
+    names = trainer.class_names
+    _draw(directory, trainer.state.log_history, rows, labels, summary, names)
+    trainer.log_metrics("eval", prediction.metrics)
+    trainer.save_metrics("eval", prediction.metrics)
+    record = {
+        "task": "image-classification",
+        "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(rows), **dataset},
+        "hyperparameters": {
+            "global_batch_size": trainer.args.global_batch_size,
+            **training_settings(trainer.args),
+            "learning_rate": trainer.args.learning_rate,
+            "optimizer": getattr(trainer.args.optim, "value", trainer.args.optim),
+            "steps": trainer.state.global_step,
+        },
+        "versions": {
+            "hf_vitfm": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+        },
+        "hardware": describe_hardware(),
+        "parameters": trainer.model.num_parameters(),
+        "per_class": classification_metrics(summary, labels, names)["per_class"],
+        **run,
+    }
+    (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    create_model_card(directory)
+    return prediction.metrics
+
+
+def _draw(directory: Path, history: list[dict], rows, labels, summary, names: Sequence[str]) -> None:
+    predicted = summary[:, 0].long()
+    draw_curves(history, directory / "curves.png")
+    draw_confusion(confusion_matrix(predicted, labels, len(names)), names, directory / "confusion.png")
+    shown = _pick_examples(predicted, summary[:, 1], labels)
+    draw_examples(
+        [rows[i]["image"] for i in shown],
+        labels[shown],
+        predicted[shown],
+        summary[shown, 1],
+        names,
+        directory / "examples.png",
+    )
+
+
+def _pick_examples(predicted, probabilities, labels, count: int = 8) -> list[int]:
+    """Indices of rows to draw: right ones spread over the set, and the most confident wrong ones."""
+    right = (predicted == labels).nonzero()[:, 0]
+    wrong = (predicted != labels).nonzero()[:, 0]
+    wrong = wrong[probabilities[wrong].argsort(descending=True)][:count]
+    right = right[:: max(1, len(right) // count)][:count]
+    return torch.cat([right, wrong]).tolist()
+
+
+def print_summary(metrics: dict, directory, seconds: float | None = None) -> None:
+    """Say what came out, where the pictures are and how to share the model."""
+    directory = os.path.relpath(directory)
+    lines = [f"top-1 accuracy {100 * metrics['eval_top1']:.2f} % on {metrics['eval_samples']} evaluation images"]
+    if seconds is not None:
+        lines.append(f"training took {seconds:.0f} s")
+    lines.append(f"model, card and pictures: {directory} (README.md, curves.png, confusion.png, examples.png)")
+    lines.append(f"share it: hf upload YOUR_NAME/MODEL_NAME {directory} --exclude 'checkpoint-*/*'")
+    sys.stdout.write("\n".join(lines) + "\n")
