@@ -118,9 +118,11 @@ def draw_examples(
 ) -> Path:
     """Draw right predictions, of as many classes as possible, and the most confident wrong ones.
 
+    Pass the whole evaluation set: the examples are chosen here, and the headings count its right and wrong rows.
+
     Args:
-        images: PIL images, or uint8 arrays or tensors, grey or colour, channels first or last, of any size. Only the
-            ones that are drawn are read.
+        images: PIL images, or uint8 arrays or tensors, grey or colour, channels first or last, of any size; or rows
+            (dictionaries) with such an `image`. Only the ones that are drawn are read.
         labels: true class indices.
         predictions: predicted class indices.
         probabilities: of the predicted classes, 0..1.
@@ -153,28 +155,16 @@ def draw_examples(
     ]
 
     columns = min(4, max(2, len(right), len(wrong)))
-    rows = [math.ceil(len(chosen) / columns) for chosen, _, _ in groups]
-    heights = [2.65 * row_count + 0.5 if row_count else 0.8 for row_count in rows]
+    heights = [2.65 * math.ceil(len(chosen) / columns) + 0.5 if chosen else 0.8 for chosen, _, _ in groups]
     figure = _figure(2.3 * columns, sum(heights))
-    parts = figure.subfigures(2, 1, height_ratios=heights)
-    for part, row_count, (chosen, heading, colour) in zip(parts, rows, groups, strict=True):
-        part.suptitle(heading, x=0.02, ha="left", fontsize=12, fontweight="bold", color=colour)
-        if not chosen:
-            part.text(0.5, 0.25, "none", ha="center", color=GREY)
-            continue
-        tiles = part.subplots(row_count, columns, squeeze=False).ravel()
-        for axes in tiles:
-            axes.set_axis_off()
-        for axes, index in zip(tiles, chosen, strict=False):
-            tile = _tile(images[index], index)
-            axes.imshow(tile, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
-            _make_square(axes, *tile.shape[:2])
-            axes.set_title(
-                _fit(class_names[predictions[index]], 2.1, 9, f" ({_percent(probabilities[index])} %)")
-                + "\n"
-                + _fit(class_names[labels[index]], 2.1, 9, prefix="true: "),
-                fontsize=9,
-            )
+    for part, group in zip(figure.subfigures(2, 1, height_ratios=heights), groups, strict=True):
+        captions = {
+            index: _fit(class_names[predictions[index]], 2.1, 9, f" ({_percent(probabilities[index])} %)")
+            + "\n"
+            + _fit(class_names[labels[index]], 2.1, 9, prefix="true: ")
+            for index in group[0]
+        }
+        _draw_tiles(part, images, captions, columns, *group[1:])
     return _save(figure, path)
 
 
@@ -183,7 +173,9 @@ def draw_examples(
 
 def _series(log_history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     points = [(entry["step"], float(entry[key])) for entry in log_history if key in entry and "step" in entry]
-    return tuple(np.array(values, dtype=float) for values in zip(*points, strict=True)) if points else (np.array([]),) * 2
+    return (
+        tuple(np.array(values, dtype=float) for values in zip(*points, strict=True)) if points else (np.array([]),) * 2
+    )
 
 
 def _evaluation_series(log_history: Sequence[dict]) -> tuple[dict, dict]:
@@ -256,7 +248,7 @@ def _finish_curve(axes, last_step, steps_per_epoch):
     axes.set_xlabel("step")
     margin = 0.02 * max(last_step, 1)
     axes.set_xlim(-margin, max(last_step, 1) + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND_STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(6 if last_step < 10_000 else 4, integer=True, steps=ROUND_STEPS))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -265,7 +257,7 @@ def _finish_curve(axes, last_step, steps_per_epoch):
         scale = (lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch)
         epochs = axes.secondary_xaxis(-0.22, functions=scale)
         epochs.set_xlabel("epoch", color=GREY)
-        epochs.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
+        epochs.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
         epochs.xaxis.set_major_formatter("{x:.3g}")
         epochs.tick_params(colors=GREY, length=0)
         epochs.spines[:].set_visible(False)
@@ -305,7 +297,9 @@ def _draw_cells(counts, row_totals, row_names, column_names, titles, path):
     label_size = 10 if rows <= 12 else 8
     row_labels = [_fit(name, 2.0, label_size) for name in row_names]
     column_labels = [_fit(name, 2.0, label_size) for name in column_names]
-    row_space, column_space = (max(_width(label, label_size) for label in labels) for labels in (row_labels, column_labels))
+    row_space, column_space = (
+        max(_width(label, label_size) for label in labels) for labels in (row_labels, column_labels)
+    )
     figure = _figure(max(4.6, cell * columns + row_space + 0.8), cell * rows + column_space + 1.3)
 
     axes = figure.subplots()
@@ -352,15 +346,35 @@ def _choose_examples(labels, predictions, probabilities, count: int) -> tuple[li
     return right, wrong[order][:count].tolist()
 
 
+def _draw_tiles(part, images, captions: dict[int, str], columns: int, heading: str, colour: str):
+    """Fill a subfigure with the images that have a caption."""
+    part.suptitle(heading, x=0.02, ha="left", fontsize=12, fontweight="bold", color=colour)
+    if not captions:
+        part.text(0.5, 0.25, "none", ha="center", color=GREY)
+        return
+    tiles = part.subplots(math.ceil(len(captions) / columns), columns, squeeze=False).ravel()
+    for axes in tiles:
+        axes.set_axis_off()
+    for axes, (index, caption) in zip(tiles, captions.items(), strict=False):
+        tile = _tile(images[index], index)
+        axes.imshow(tile, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+        _make_square(axes, *tile.shape[:2])
+        axes.set_title(caption, fontsize=9)
+
+
 def _tile(image, index: int) -> np.ndarray:
     """(height, width) or (height, width, 3) uint8 of at most 256 pixels a side, transparent pixels made white."""
     from PIL import Image
 
+    image = image["image"] if isinstance(image, dict) else image
     if not isinstance(image, Image.Image):
         image = Image.fromarray(_pixels(image, index))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+        pixels = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     image.thumbnail((TILE_PIXELS, TILE_PIXELS))
     return np.asarray(image)
@@ -416,20 +430,26 @@ def _plain(text: str) -> str:
 
 
 def _width(text: str, font_size: float) -> float:
-    """Width in inches."""
-    from matplotlib.textpath import TextPath
+    """Width in inches in matplotlib's default font."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    return TextPath((0, 0), text, size=font_size).get_extents().width / 72 if text.strip() else 0.0
+    font = get_font(findfont(FontProperties()))
+    font.set_size(font_size, 72)
+    font.set_text(text)
+    return font.get_width_height()[0] / 64 / 72  # 1/64 of a pixel, 72 pixels per inch
 
 
 def _fit(name: str, inches: float, font_size: float, suffix: str = "", prefix: str = "") -> str:
     """Cut a name so that the whole text is no wider than `inches`."""
-    name = " ".join(str(name).split())[:80]
-    text = prefix + _plain(name) + suffix
-    while len(name) > 1 and _width(text, font_size) > inches:
-        name = name[:-1]
-        text = prefix + _plain(name).rstrip() + "…" + suffix
-    return text
+    name = " ".join(str(name).split())
+    low, high = 1, len(name)
+    if _width(prefix + name + suffix, font_size) > inches:
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = _width(prefix + name[:middle] + "…" + suffix, font_size) <= inches
+            low, high = (middle, high) if fits else (low, middle)
+        name = name[:low].rstrip() + "…"
+    return prefix + _plain(name) + suffix
 
 
 def _figure(width: float, height: float):

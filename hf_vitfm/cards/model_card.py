@@ -74,6 +74,8 @@ def create_model_card(directory: str | Path, *, repo_id: str | None = None, over
         ValueError: if a field is missing or has an impossible value; it is named.
         FileExistsError: if there is a README.md of somebody else's.
     """
+    if repo_id is not None and not _is_hub_id(repo_id):
+        raise ValueError(f"`repo_id` must be an owner, a slash and a name; got {repo_id!r}. Leave it out if unknown.")
     directory = Path(directory)
     target = directory / "README.md"
     config = _read_json(directory, "config.json")
@@ -171,11 +173,12 @@ def _check_results(config: dict, results: dict, run: dict):
     for what, value in fractions.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ValueError(f"{what} must be a fraction in 0..1; got {value!r}. Divide percent by 100.")
-    loss = results["eval_loss"]
-    if not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise ValueError(
-            f"`eval_loss` in all_results.json must be a finite number; got {loss!r}. A run that diverged gets no card."
-        )
+    for key in ("eval_loss", "train_loss", "train_runtime", "epoch"):
+        value = results.get(key, 0)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(
+                f"`{key}` in all_results.json must be a finite number; got {value!r}. A run that diverged gets no card."
+            )
     # transformers leaves id2label out of config.json when it is the default, two classes.
     num_labels = len(config.get("id2label", "01"))
     if len(run["per_class"]) != num_labels:
@@ -204,10 +207,9 @@ def _metadata(config: dict, results: dict, run: dict, name: str) -> ModelCardDat
         for key, identifier, pretty in METRICS
         if key in results
     ]
-    is_ours = _is_ours(config)
     return ModelCardData(
         **_license(run.get("license")),
-        library_name="hf_vitfm" if is_ours else "transformers",
+        library_name="hf_vitfm" if str(config.get("model_type")).startswith("vitfm_") else "transformers",
         pipeline_tag=run["task"],
         tags=["hf_vitfm", "vision", run["task"]] + (["vit"] if _is_vit(config) else []),
         base_model=run["base_model"] if _is_hub_id(run["base_model"]) else None,
@@ -260,12 +262,9 @@ def _class_table(per_class: dict) -> str:
     if len(rows) <= MAX_CLASS_ROWS:
         return "Accuracy by class:\n\n" + _table(header, rows)
     ranked = sorted(((value, name) for name, value in per_class.items() if value is not None), reverse=True)
-    if len(ranked) <= 10:
-        chosen, title = ranked, "classes that were evaluated"
-    else:
-        chosen, title = ranked[:5] + ranked[-5:], "five best and five worst classes"
+    chosen = ranked if len(ranked) <= 10 else ranked[:5] + ranked[-5:]
     rows = [(_text(name), _percent(value)) for value, name in chosen]
-    return f"Accuracy of the {title}, of {len(per_class):,}:\n\n" + _table(header, rows)
+    return f"Accuracy of the best and the worst of the {len(ranked):,} classes evaluated:\n\n" + _table(header, rows)
 
 
 def _usage(repo_id: str | None) -> str:
@@ -305,11 +304,11 @@ def _architecture(config: dict, processor: dict, run: dict) -> str:
         "hidden_size": "Width",
         "num_attention_heads": "Attention heads",
         "intermediate_size": "Width of the MLP",
-        "image_size": "Image size, pixels",
-        "patch_size": "Patch size, pixels",
         "num_channels": "Channels",
     }
-    rows = [(label, _size(config[key])) for key, label in names.items() if key in config]
+    rows = [(label, config[key]) for key, label in names.items() if key in config]
+    sizes = {"image_size": "Image size, pixels", "patch_size": "Patch size, pixels"}
+    rows += [(label, _size(config[key])) for key, label in sizes.items() if key in config]
     rows.append(("Parameters", f"{run['parameters']:,}"))
     text = ["## The model"]
     if _is_vit(config):
@@ -336,9 +335,7 @@ def _preprocessing(processor: dict) -> str:
     if processor.get("do_rescale"):
         steps.append(f"multiplied by {processor.get('rescale_factor', 1 / 255):.6g}")
     if processor.get("do_normalize") and "image_mean" in processor and "image_std" in processor:
-        mean, deviation = (
-            ", ".join(f"{value:g}" for value in processor[key]) for key in ("image_mean", "image_std")
-        )
+        mean, deviation = (", ".join(f"{value:g}" for value in processor[key]) for key in ("image_mean", "image_std"))
         steps.append(f"normalised with the mean ({mean}) and the standard deviation ({deviation}) of the channels")
     return f"The image processor in this folder prepares pictures: {'; '.join(steps)}." if steps else ""
 
@@ -357,7 +354,9 @@ def _training(results: dict, run: dict) -> str:
         facts.append(("Training time", _duration(results["train_runtime"])))
     if "train_loss" in results:
         facts.append(("Mean training loss", f"{results['train_loss']:.4g}"))
-    settings = [(_code(key), _code(_number(value))) for key, value in run["hyperparameters"].items() if value is not None]
+    settings = [
+        (_code(key), _code(_number(value))) for key, value in run["hyperparameters"].items() if value is not None
+    ]
     command = " ".join(run["command"].split())
     parts = ["## How it was trained", f"```bash\n{command}\n```", _table(("", ""), facts)]
     if settings:
@@ -368,7 +367,9 @@ def _training(results: dict, run: dict) -> str:
 def _data(run: dict) -> str:
     dataset, weights = run["dataset"], run.get("license")
     identifier = f" ({_code(dataset['id'])})" if dataset["id"] else ", a local folder"
-    data_license = f"Its licence is {_code(dataset['license'])}." if dataset["license"] else "Its licence is not known."
+    data_license = (
+        f"Its licence is {_code(dataset['license'])}." if dataset["license"] else "Its licence is not known."
+    )
     return (
         "## Data and licences\n\n"
         f"Trained on {dataset['train_rows']:,} images of {_text(dataset['name'])}{identifier}. {data_license} "
@@ -383,7 +384,11 @@ def _limitations(config: dict, results: dict, run: dict) -> str:
     points = [
         f"It knows {len(per_class)} classes and always answers with one of them, also for a picture of something else.",
         f"It was trained on {dataset['train_rows']:,} images of {name}"
-        + (f", after what its base model {_code(run['base_model'])} was trained on." if run["base_model"] else " only."),
+        + (
+            f", after what its base model {_code(run['base_model'])} was trained on."
+            if run["base_model"]
+            else " only."
+        ),
         f"It was evaluated on the split {split} of {name} only ({dataset['evaluation_rows']:,} images). How it does on "
         "pictures from elsewhere, on damaged pictures, or across groups of people was not measured, nor whether its "
         "probabilities are calibrated.",
@@ -394,7 +399,7 @@ def _limitations(config: dict, results: dict, run: dict) -> str:
         worst = min(known, key=known.get)
         points.append(f"Classes differ: the weakest, {_text(worst)}, has an accuracy of {_percent(known[worst])}.")
     if len(known) < len(per_class):
-        points.append(f"{len(per_class) - len(known)} classes had no image in the evaluation.")
+        points.append(f"Classes without an image in the evaluation: {len(per_class) - len(known):,}.")
     if run["hyperparameters"].get("load_best_model_at_end") in (True, "true", "True"):
         points.append(
             "Of the checkpoints of the run, the best one on these evaluation images was kept: its numbers are a little "
@@ -414,10 +419,6 @@ def _pictures(directory: Path, *names: str) -> str:
 
 
 # Values
-
-
-def _is_ours(config: dict) -> bool:
-    return str(config.get("model_type", "")).startswith("vitfm_")
 
 
 def _is_vit(config: dict) -> bool:
@@ -442,7 +443,8 @@ def _slug(name: str) -> str:
 
 def _text(value: Any) -> str:
     """One line of Markdown that shows the value as it is, in a table too."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(value).split()))
+    # An underscore inside a word is no markup.
+    return re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(value).split()))
 
 
 def _code(value: Any) -> str:
@@ -452,7 +454,7 @@ def _code(value: Any) -> str:
 
 def _table(header: tuple, rows: list[tuple]) -> str:
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _percent(share: float) -> str:
@@ -486,7 +488,7 @@ def _size(value: Any) -> str:
             value = [value["height"], value["width"]]
         else:
             return ", ".join(f"{key.replace('_', ' ')} {edge}" for key, edge in value.items())
-    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "x".join(map(str, _pair(value)))
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Finding and reading the weight files of a folder or Hub repository; only formats that cannot run code."""
 
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def read_state_dict(source, **where) -> dict[str, Tensor]:
     for name in INDEX_FILES:
         path = _find(source, name, where)
         if path is not None:
-            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            shards = _shards(path)
             return {key: value for shard in shards for key, value in _read(_require(source, shard, where)).items()}
     raise FileNotFoundError(
         f"No weights in {str(source)!r}: looked for {', '.join(SINGLE_FILES + INDEX_FILES)}. "
@@ -58,10 +59,22 @@ def _require(source, name: str, where: dict) -> str:
     return path
 
 
+def _shards(index) -> list[str]:
+    try:
+        return sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{Path(index).name} is damaged: it has no `weight_map` that can be read.") from error
+
+
 def _read(path) -> dict[str, Tensor]:
     try:
         if str(path).endswith(".safetensors"):
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{Path(path).name} is damaged or cut off: {error}. Fetch it again.") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{Path(path).name} is damaged, or holds pickled objects other than tensors, which are never loaded because "
+            "they can run code. Fetch it again, or use a copy in safetensors format."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:
+        raise ValueError(f"{Path(path).name} is damaged or cut off ({error}). Fetch it again.") from error

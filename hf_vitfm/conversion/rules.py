@@ -17,7 +17,7 @@ class Rule:
     Attributes:
         ours: our name.
         theirs: foreign names; several are joined along dimension 0 (fused qkv).
-        optional: may be absent (heads, biases that a configuration leaves out).
+        optional: may be absent (heads, poolers).
     """
 
     ours: str
@@ -27,7 +27,9 @@ class Rule:
 
 def with_bias(ours: str, *theirs: str, optional: bool = False) -> list[Rule]:
     """The rules for a module's weight and bias."""
-    return [Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs), optional) for kind in ("weight", "bias")]
+    return [
+        Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs), optional) for kind in ("weight", "bias")
+    ]
 
 
 def _expand(rules: Sequence[Rule], num_layers: int) -> list[Rule]:

@@ -33,6 +33,7 @@ SHARED_FIELDS = (
 )
 
 _LAYER = "encoder.layer.{i}"
+QKV_BIAS = "encoder.layers.{i}.attention.qkv.bias"  # absent where the configuration says so
 RULES = [
     Rule("embeddings.cls_token", ("embeddings.cls_token",)),
     Rule("embeddings.position_embeddings", ("embeddings.position_embeddings",)),
@@ -42,11 +43,7 @@ RULES = [
         "encoder.layers.{i}.attention.qkv.weight",
         tuple(f"{_LAYER}.attention.attention.{part}.weight" for part in ("query", "key", "value")),
     ),
-    Rule(
-        "encoder.layers.{i}.attention.qkv.bias",
-        tuple(f"{_LAYER}.attention.attention.{part}.bias" for part in ("query", "key", "value")),
-        optional=True,
-    ),
+    Rule(QKV_BIAS, tuple(f"{_LAYER}.attention.attention.{part}.bias" for part in ("query", "key", "value"))),
     *with_bias("encoder.layers.{i}.attention.proj", f"{_LAYER}.attention.output.dense"),
     *with_bias("encoder.layers.{i}.norm2", f"{_LAYER}.layernorm_after"),
     *with_bias("encoder.layers.{i}.mlp.fc1", f"{_LAYER}.intermediate.dense"),
@@ -92,7 +89,8 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
         if theirs.pooler_act != "tanh":
             raise ValueError(f"`pooler_act` must be 'tanh' to become a pre-logits layer; got {theirs.pooler_act!r}.")
         config["representation_size"] = theirs.pooler_output_size
-    converted = to_ours(state_dict, RULES, theirs.num_hidden_layers)
+    rules = [rule for rule in RULES if theirs.qkv_bias or rule.ours != QKV_BIAS]
+    converted = to_ours(state_dict, rules, theirs.num_hidden_layers)
     if is_base:
         converted = {name: tensor for name, tensor in converted.items() if not name.startswith("classifier.")}
     else:

@@ -68,7 +68,7 @@ def load_images(
         named[name] = dataset
     empty = [split for split, dataset in named.items() if len(dataset) == 0]
     if empty or not named:
-        raise ValueError(f"`source` {source} holds no rows" + (f" in {', '.join(empty)}." if named else "."))
+        raise ValueError(f"`source` {source} holds no rows" + (f" in {', '.join(empty)}." if empty else "."))
     features = next(iter(named.values())).features
     image_column = _find_image_column(datasets, features, image_column)
     label_column = _find_label_column(datasets, features, label_column, image_column)
@@ -131,8 +131,8 @@ def _open(datasets: Any, source: Source, revision: str | None, config_name: str 
         return _open_path(datasets, path)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise FileNotFoundError(
-            f"`source` must be an existing path, one of {', '.join(SAMPLE_NAMES)}, or the id of a data set on the Hub, "
-            f'"namespace/name"; got {str(source)!r}.'
+            f"`source` must be an existing path, one of {', '.join(SAMPLE_NAMES)}, or the id of a data set on the "
+            f'Hub, "namespace/name"; got {str(source)!r}.'
         )
     try:
         return datasets.load_dataset(source, name=config_name, revision=revision)
@@ -231,8 +231,11 @@ def _open_parquet(datasets: Any, files: dict[Path, str]) -> dict[str, "Dataset"]
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{file} is no parquet file that can be read: {error}") from error
         by_split[split].append(str(file.absolute()))
-    if not rows or not all(rows.values()):
-        raise ValueError(f"no rows in {', '.join(map(str, files)) or 'an empty list of parquet files'}.")
+    if not rows:
+        raise ValueError("`source` must name at least one parquet file; got an empty list.")
+    empty = [split for split, number in rows.items() if not number]
+    if empty:  # datasets would fail on it with words of its own
+        raise ValueError(f"the parquet files hold no rows in {', '.join(empty)}: {', '.join(map(str, files))}.")
     # load_dataset("parquet", ...) would do the same, after a request to the network.
     return datasets.DatasetDict.from_parquet(dict(by_split))
 

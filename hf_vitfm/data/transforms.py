@@ -2,7 +2,8 @@
 
 A transform is a chain of small steps. All but the last work on uint8 tensors (channels, height, width), where
 torchvision's kernels are fastest; the last step rescales and normalises to float32. Grey images stay one channel wide
-until then. EXIF orientation is not looked at: `datasets` and `transformers.image_utils.load_image` apply it on reading.
+until then. EXIF orientation is not looked at: `datasets` and `transformers.image_utils.load_image` apply it when they
+read a file.
 """
 
 import math
@@ -95,10 +96,11 @@ class ImageTransform:
 def build_transform(image_processor: Any, train: bool = False, **options: Any) -> ImageTransform:
     """Build the transform of one image that fits a model's image processor.
 
-    Evaluation gives the pixels that the processor itself gives (bit for bit for its torchvision backend, a grey
-    level or two off for its PIL backend, more where bicubic interpolation overshoots black or white), several times faster for small images. Two differences are meant: every
-    image becomes RGB (grey if the processor's mean has one number) whatever `do_convert_rgb` says, where the processor
-    may fail, and 16-bit images are scaled to 8 bits, where it clips them to white.
+    Evaluation gives the pixels that the processor itself gives, several times faster for small images: bit for bit for
+    its torchvision backend; for its PIL backend a grey level or two off, more where bicubic interpolation overshoots
+    black or white. Two differences are meant: every image becomes RGB (grey if the processor's mean has one number)
+    whatever `do_convert_rgb` says, where the processor may fail, and 16-bit images are scaled to 8 bits, where it
+    clips them to white.
 
     Training replaces the processor's resize and crop by random ones to the same size. All randomness is drawn from
     torch's global generator, so seeding it before a call fixes the result.
@@ -386,7 +388,7 @@ class _RandomFlip:
 
 @dataclass
 class _Normalize:
-    """uint8 (C, H, W) -> float32 (channels, H, W): (pixel - offset) / divisor with offset and divisor in grey levels."""
+    """uint8 (C, H, W) -> float32 (channels, H, W): (pixel - offset) / divisor, both in grey levels."""
 
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None

@@ -24,6 +24,9 @@ VARIANTS = {
     "H": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120},
 }
 
+# transformers declares these, but does not check them in its subclasses.
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
 # Keys that transformers itself puts into a config.json or a constructor call without declaring them as fields.
 TRANSFORMERS_KEYS = {
     "model_type",
@@ -139,13 +142,52 @@ class VitfmViTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Read a saved dictionary; a key that this version does not know is left out, with a warning."""
+        """Read a saved dictionary; a key that this version does not know is left out, with a warning.
+
+        Fields among the keywords replace saved ones and are checked with them. Another number of labels makes a new
+        head, so it drops a pre-logits layer (ViT paper, section 3.2), unless `representation_size` is given too.
+        """
         unknown = cls._unknown(config_dict)
         if unknown:
             logger.warning(
                 f"The saved configuration has fields that this version does not know and leaves out: {', '.join(unknown)}."
             )
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in unknown}, **kwargs)
+        saved = {key: value for key, value in config_dict.items() if key not in unknown}
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if cls.is_field(name)}
+        return super().from_dict({**cls._fit_labels(saved, fields), **fields}, **kwargs)
+
+    @classmethod
+    def is_field(cls, name: str) -> bool:
+        """Whether a keyword of `from_pretrained` is a field of the configuration; `dtype` is the loading's own."""
+        return name in ("num_labels", "output_attentions") or (name in cls.__dataclass_fields__ and name != "dtype")
+
+    @staticmethod
+    def _fit_labels(saved: dict, fields: dict) -> dict:
+        """The saved fields without those that a new number of labels, or new names, make invalid."""
+        saved, old, names = dict(saved), saved.get("id2label"), fields.get("id2label")
+        num_old = saved.get("num_labels", 2) if old is None else len(old)  # transformers' default of 2 is not saved
+        num_new = fields.get("num_labels", num_old) if names is None else len(names)
+        if names is not None or num_new != num_old:
+            for name in ("id2label", "label2id", "num_labels"):
+                saved.pop(name, None)
+        if names is not None and "label2id" not in fields:
+            saved["label2id"] = {name: int(i) for i, name in names.items()}
+        if num_new != num_old and saved.get("representation_size") and "representation_size" not in fields:
+            logger.warning("The head is new, so the pre-logits layer is dropped (ViT paper, section 3.2).")
+            saved["representation_size"] = None
+        return saved
+
+    @property
+    def output_attentions(self) -> bool | None:
+        """Whether models return attention weights; unlike transformers' they do with every attention function."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None):
+        self._output_attentions = value
+
+    def validate_output_attentions(self):
+        """Nothing to refuse, see `output_attentions`."""
 
     @classmethod
     def _unknown(cls, names) -> list[str]:
@@ -160,6 +202,7 @@ class VitfmViTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_sizes()
         self._check_tokens()
+        self._check_head()
 
     def _check_sizes(self):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
@@ -174,6 +217,7 @@ class VitfmViTConfig(PreTrainedConfig):
             size = getattr(self, name)
             if not isinstance(size, int) and len(size) != 2:
                 raise ValueError(f"`{name}` must be one number or (height, width); got {size!r}.")
+            setattr(self, name, size if isinstance(size, int) else tuple(size))  # JSON makes lists of tuples
         (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
         if min(height, width, patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
             raise ValueError(
@@ -198,6 +242,18 @@ class VitfmViTConfig(PreTrainedConfig):
             raise ValueError(f"2-D sine-cosine positions need a `hidden_size` divisible by 4; got {self.hidden_size}.")
         if self.num_register_tokens < 0:
             raise ValueError(f"`num_register_tokens` must not be negative; got {self.num_register_tokens}.")
+
+    def _check_head(self):
+        if self.representation_size is not None and self.representation_size < 1:
+            raise ValueError(
+                "`representation_size` must be at least 1, or None for no pre-logits layer; "
+                f"got {self.representation_size}."
+            )
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(
+                f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, or None to tell it from the labels; "
+                f"got {self.problem_type!r}."
+            )
 
 
 def _pair(size) -> tuple[int, int]:

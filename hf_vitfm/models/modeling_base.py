@@ -1,5 +1,6 @@
 """What all models share: initialisation, loading from any source, and resizing of positions at load."""
 
+import copy
 import difflib
 import importlib
 import os
@@ -10,18 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 
 from .modeling_embeddings import VisionEmbeddings, as_pair
 from .modeling_encoder import LayerScale
 
 
-logger = logging.get_logger(__name__)
-
 # Loading arguments that decide which file is read, so every reader needs them.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-# Configuration fields that `PreTrainedModel.from_pretrained` handles itself.
-LOADING_FIELDS = {"dtype"}
 
 
 @contextmanager
@@ -30,7 +26,9 @@ def _explain_unknown_arguments(model_class):
     try:
         yield
     except TypeError as error:
-        found = re.search(rf"{model_class.__name__}.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        found = re.search(
+            rf"{model_class.__name__}.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+        )
         if not found:
             raise
         near = difflib.get_close_matches(found[1], model_class.config_class.__dataclass_fields__, n=1)
@@ -78,9 +76,12 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 init.copy_(module.position_embeddings, module.initial_positions())
             else:
                 init.trunc_normal_(module.position_embeddings, std=std)
-            for token in (module.cls_token, module.distillation_token, module.register_tokens):
+            if module.cls_token is not None:
+                init.zeros_(module.cls_token) if jax else init.trunc_normal_(module.cls_token, std=std)
+            # Never zeros: prefix tokens that begin equal get equal gradients, and stay equal for ever.
+            for token in (module.distillation_token, module.register_tokens):
                 if token is not None:
-                    init.zeros_(token) if jax else init.trunc_normal_(token, std=std)
+                    init.trunc_normal_(token, std=std)
 
     @staticmethod
     def _init_dense(module: nn.Linear | nn.Conv2d, std: float, jax: bool) -> None:
@@ -114,7 +115,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, VisionEmbeddings):
                 module.resize(image_size)
-                module.config.image_size = image_size
+                module.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -135,16 +136,17 @@ class VitfmPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         if config is not None and not isinstance(config, cls.config_class):
             config = cls.config_class.from_pretrained(config)
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if cls._is_config_field(name)}
+        config = copy.deepcopy(config)  # the caller's stays as it is
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if cls.config_class.is_field(name)}
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
         saved = cls._saved_config(source, where)
         foreign = saved.get("model_type") != cls.config_class.model_type
         if foreign:
             saved, state_dict = cls._conversion().read_checkpoint(cls, source, saved, **where)
         if config is None:
-            config = cls.config_class.from_dict(cls._override(saved, overrides))
+            config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
-            config = cls.config_class.from_dict(cls._override(config.to_dict(), overrides))
+            config = cls.config_class.from_dict(config.to_dict(), **overrides)
         # Load at the size the file was saved at, then resize: works for any file layout, device map and dtype.
         image_size, config.image_size = config.image_size, saved.get("image_size", config.image_size)
         if foreign:
@@ -170,10 +172,6 @@ class VitfmPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     @classmethod
-    def _is_config_field(cls, name: str) -> bool:
-        return name not in LOADING_FIELDS and (name in cls.config_class.__dataclass_fields__ or name == "num_labels")
-
-    @classmethod
     def _saved_config(cls, source, where: dict) -> dict:
         """The source's config.json as a dictionary, {} where it has none."""
         if os.path.isfile(source):
@@ -181,26 +179,10 @@ class VitfmPreTrainedModel(PreTrainedModel):
         try:
             return cls.config_class.get_config_dict(source, **where)[0]
         except OSError:
-            if not os.path.isdir(source):
+            path = os.path.join(source, where.get("subfolder") or "", "config.json")
+            if not os.path.isdir(source) or os.path.isfile(path):
                 raise
             return {}
-
-    @staticmethod
-    def _override(saved: dict, overrides: dict) -> dict:
-        saved, overrides = dict(saved), dict(overrides)
-        num_labels = overrides.get("num_labels")
-        old_labels = saved.get("id2label")
-        if num_labels is not None and "id2label" not in overrides and num_labels != len(old_labels or (0, 1)):
-            saved.pop("id2label", None)
-            saved.pop("label2id", None)
-            if saved.get("representation_size") and "representation_size" not in overrides:
-                logger.warning("The head is new, so the pre-logits layer is dropped (ViT paper, section 3.2).")
-                saved["representation_size"] = None
-        if "id2label" in overrides:
-            saved.pop("num_labels", None)
-            saved.pop("label2id", None)
-            overrides.setdefault("label2id", {name: int(i) for i, name in overrides["id2label"].items()})
-        return {**saved, **overrides}
 
     @classmethod
     def _conversion(cls):

@@ -202,5 +202,6 @@ class VisionEmbeddings(nn.Module):
 
     def sample_patches(self, batch: int, num_patches: int, device) -> Tensor:
         """Indices (batch, kept) of the patches that patch dropout keeps, from the global random generator."""
-        num_kept = max(1, int(num_patches * (1 - self.config.patch_dropout)))
+        share = 1 - self.config.patch_dropout
+        num_kept = max(1, int(num_patches * share + 1e-6))  # 10 * (1 - 0.8) is 1.9999999999999996
         return torch.rand(batch, num_patches, device=device).argsort(dim=1)[:, :num_kept]

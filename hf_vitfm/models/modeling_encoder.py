@@ -20,10 +20,13 @@ def eager_attention(module, query, key, value, attention_mask=None, scaling=None
 
     Args:
         module: the attention module; `module.is_causal` masks the future where no mask is given.
-        query, key, value: (B, N, T, H).
+        query: (B, N, T, H).
+        key: as `query`.
+        value: as `query`.
         attention_mask: additive float or boolean (True = attend), broadcastable to (B, N, T, T), or None.
         scaling: factor on the scores, 1 / sqrt(H) by default.
         dropout: probability on the attention weights.
+        **kwargs: what other attention functions take; ignored.
 
     Returns:
         The output (B, T, N, H) and the weights (B, N, T, T).
@@ -190,7 +193,8 @@ class Encoder(nn.Module):
 
     def _expand_mask(self, hidden_states: Tensor, attention_mask: Tensor | None, eager: bool) -> Tensor | None:
         """The mask in the form that the attention function in use takes; None where nothing but causality is masked."""
-        if attention_mask is None:
+        is_flex = self.config._attn_implementation == "flex_attention"  # the only one that ignores `is_causal`
+        if attention_mask is None and (eager or not self.is_causal or not is_flex):
             return None
         if not eager:
             create = create_causal_mask if self.is_causal else create_bidirectional_mask

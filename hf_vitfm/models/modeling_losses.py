@@ -51,6 +51,11 @@ def classification_loss(
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if kind == "single_label_classification":
         return _single_label(logits, labels, num_items_in_batch, label_smoothing)
+    if kind not in ("multi_label_classification", "regression"):
+        raise ValueError(
+            "`problem_type` must be one of single_label_classification, multi_label_classification, regression, or "
+            f"None to tell it from the labels; got {kind!r}."
+        )
     if kind == "regression" and labels.shape != logits.shape:
         logits = logits.squeeze(-1)
     if labels.shape != logits.shape:
@@ -78,6 +83,7 @@ def _single_label(logits: Tensor, labels: Tensor, num_items: Tensor | int | None
         rows = labels.shape[0] if num_items is None else num_items / num_labels  # elements -> rows
     else:
         _check_class_ids(labels, logits)
+        labels = labels.long()
         rows = (labels != IGNORE_INDEX).sum().clamp(min=1) if num_items is None else num_items
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
     return total / rows

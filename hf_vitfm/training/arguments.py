@@ -10,8 +10,8 @@ class VisionTrainingArguments(TrainingArguments):
     """`TrainingArguments` plus the settings that the ViT, MAE and CLIP papers use.
 
     Defaults that differ from transformers': no gradient clipping (`max_grad_norm=0`; set it where the paper clips),
-    the incomplete last global batch is dropped, cosine schedule, columns are kept for the transforms, and a loss that
-    is not finite stops the run instead of being averaged away.
+    the incomplete last global batch is dropped, cosine schedule, columns are kept for the transforms, a loss that is
+    not finite stops the run instead of being averaged away, and DDP does not search for unused parameters each step.
 
     Args:
         base_learning_rate: learning rate per 256 images: `learning_rate` = this x global batch / 256. Give one of both.
@@ -36,6 +36,8 @@ class VisionTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "drop columns the model does not take"})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "drop the incomplete last global batch"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "hide losses that are not finite"})
+
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "search for unused parameters"})
 
     def __post_init__(self):
         super().__post_init__()

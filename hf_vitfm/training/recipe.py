@@ -1,5 +1,6 @@
 """What every recipe script shares: its command line (a YAML file, options, `--smoke`) and its arguments about data."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Sequence
@@ -104,7 +105,12 @@ def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = 
     Raises:
         SystemExit: with a message, on a missing file, an unknown key or a value of the wrong type.
     """
-    parser = HfArgumentParser(argument_classes, description=description)
+    parser = HfArgumentParser(
+        argument_classes,
+        description=description,
+        usage="%(prog)s CONFIG.yaml [--smoke] [--OPTION VALUE ...]    (--help lists the options)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("config", help="YAML file with the recipe's settings")
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):

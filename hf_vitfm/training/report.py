@@ -83,24 +83,7 @@ def _draw(directory: Path, history: list[dict], rows, labels, summary, names: Se
     predicted = summary[:, 0].long()
     draw_curves(history, directory / "curves.png")
     draw_confusion(confusion_matrix(predicted, labels, len(names)), names, directory / "confusion.png")
-    shown = _pick_examples(predicted, summary[:, 1], labels)
-    draw_examples(
-        [rows[i]["image"] for i in shown],
-        labels[shown],
-        predicted[shown],
-        summary[shown, 1],
-        names,
-        directory / "examples.png",
-    )
-
-
-def _pick_examples(predicted, probabilities, labels, count: int = 8) -> list[int]:
-    """Indices of rows to draw: right ones spread over the set, and the most confident wrong ones."""
-    right = (predicted == labels).nonzero()[:, 0]
-    wrong = (predicted != labels).nonzero()[:, 0]
-    wrong = wrong[probabilities[wrong].argsort(descending=True)][:count]
-    right = right[:: max(1, len(right) // count)][:count]
-    return torch.cat([right, wrong]).tolist()
+    draw_examples(rows, labels, predicted, summary[:, 1], names, directory / "examples.png")
 
 
 def print_summary(metrics: dict, directory, seconds: float | None = None) -> None:

@@ -86,6 +86,15 @@ class VisionTrainer(Trainer):
             is_training=True,
         )
 
+    def _get_dataloader(self, *args, is_training=False, **kwargs):
+        # `dataloader_drop_last` is for training: transformers would drop rows of the evaluation too.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def get_eval_dataloader(self, eval_dataset=None):
         """Every row once; processes share the rows exactly."""
         return super().get_eval_dataloader(self._eval_view(eval_dataset))
@@ -122,9 +131,7 @@ class VisionTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             min_ratio = self.args.min_learning_rate / self.args.learning_rate if self.args.learning_rate else 0.0
-            factor = warmup_decay(
-                decay, self.args.get_warmup_steps(num_training_steps), num_training_steps, min_ratio
-            )
+            factor = warmup_decay(decay, self.args.get_warmup_steps(num_training_steps), num_training_steps, min_ratio)
             self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -35,9 +35,14 @@ def build(args: ModelArguments, class_names: list[str], smoke: bool):
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     fields = {"image_size": args.image_size, **args.model, **labels}
     if smoke:
-        fields = {**{name: value for name, value in fields.items() if name in labels or name == "pooling"}, **SMOKE_MODEL}
+        fields = {
+            **{name: value for name, value in fields.items() if name in labels or name == "pooling"},
+            **SMOKE_MODEL,
+        }
     if args.checkpoint is None or smoke:
-        config = ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
+        config = (
+            ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
+        )
         size = {"height": config.image_size, "width": config.image_size}
         return ViTForImageClassification(config), ViTImageProcessor(size=size)
     processor = load_image_processor(args.checkpoint, image_size=args.image_size)
@@ -60,8 +65,12 @@ def check_reload(directory: str, rows) -> None:
         expected = model(**pixels).logits.argmax(-1).item()
     best = pipeline("image-classification", model=directory, device="cpu")(rows[0]["image"].convert("RGB"))[0]
     if best["label"] != model.config.id2label[expected]:
-        raise RuntimeError(f"from_pretrained and pipeline disagree: {model.config.id2label[expected]}, {best['label']}")
-    print(f"reloaded with from_pretrained and pipeline: the first evaluation image is {best['label']!r} ({best['score']:.2f})")
+        raise RuntimeError(
+            f"from_pretrained and pipeline disagree: {model.config.id2label[expected]}, {best['label']}"
+        )
+    print(
+        f"reloaded with from_pretrained and pipeline: the first evaluation image is {best['label']!r} ({best['score']:.2f})"
+    )
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -206,8 +206,21 @@ def test_unclear_tables_are_refused(tmp_path, dataset, arguments, message):
 def test_split_without_rows_is_refused(tmp_path):
     table([0, 1]).to_parquet(tmp_path / "train.parquet")
     table([0]).select([]).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(ValueError, match="holds no rows in test"):
+    with pytest.raises(ValueError, match="no rows in test"):
         load_images(tmp_path)
+    with pytest.raises(ValueError, match="empty list"):
+        load_images([])
+
+
+def test_file_that_is_no_parquet_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"not a table at all")
+    with pytest.raises(ValueError, match=r"a\.parquet is no parquet file"):
+        load_images(tmp_path)
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.zip"):
+        load_images(tmp_path / "a.zip")
+    with pytest.raises(FileNotFoundError, match=r"b\.parquet does not exist"):
+        load_images([tmp_path / "b.parquet"])
 
 
 def test_two_columns_of_class_labels_have_to_be_chosen_from(tmp_path):

@@ -184,13 +184,13 @@ TRAINING = [
 def test_training_view_is_addressed_by_the_global_seed(name, options):
     transform = build_transform(PROCESSORS[name](), train=True, **options)
     image = noise((57, 41))
-    views = []
-    for seed in (0, 0, *range(1, 9)):
-        torch.manual_seed(seed)
-        np.random.seed(seed + 100)
-        views.append(transform(image))
-    assert torch.equal(views[0], views[1])
-    assert any(not torch.equal(views[0], view) for view in views[2:])
+    views, again = [], []
+    for views_of_round in (views, again):
+        for seed in range(8):
+            torch.manual_seed(seed)
+            views_of_round.append(transform(image))
+    assert all(torch.equal(*pair) for pair in zip(views, again, strict=True))
+    assert any(not torch.equal(views[0], view) for view in views[1:])
     evaluation = build_transform(PROCESSORS[name]())(image)
     if name != "no crop" or "crop_padding" in options:
         assert views[0].shape == evaluation.shape

@@ -1,0 +1,71 @@
+"""The order of samples and their augmentation are functions of (seed, epoch, sample)."""
+
+import pytest
+import torch
+
+from hf_vitfm.data.order import EpochOrder, ImageView, mix_seed
+
+
+def noise(image):
+    return image + torch.rand(3)
+
+
+def test_an_epoch_is_a_permutation_cut_to_whole_global_batches():
+    order = EpochOrder(11, seed=0, global_batch=4)
+    keys = list(order)
+    assert len(keys) == len(order) == 8
+    assert {epoch for epoch, _ in keys} == {0}
+    assert len({index for _, index in keys}) == 8
+    assert set(index for _, index in EpochOrder(11, 0, 4, drop_last=False)) == set(range(11))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    first = EpochOrder(50, seed=1, global_batch=5)
+    before = torch.get_rng_state()
+    again, other_seed = list(EpochOrder(50, 1, 10)), list(EpochOrder(50, 2, 5))
+    assert list(first) == again != other_seed
+    assert torch.equal(torch.get_rng_state(), before)
+    first.set_epoch(3)
+    assert [index for _, index in first] != [index for _, index in again]
+    assert next(iter(first))[0] == 3
+
+
+def test_a_set_smaller_than_a_global_batch_is_an_error():
+    with pytest.raises(ValueError, match="7 rows, fewer than one global batch of 8"):
+        EpochOrder(7, 0, 8)
+
+
+def test_augmentation_is_addressed_and_leaves_the_global_state_alone():
+    view = ImageView([{"image": torch.zeros(3), "label": 1}] * 2, noise, seed=5)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = view[2, 1]["pixel_values"]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert torch.equal(view[2, 1]["pixel_values"], first)
+    assert not torch.equal(view[2, 0]["pixel_values"], first)
+    assert not torch.equal(view[3, 1]["pixel_values"], first)
+    assert view[0]["label"] == 1
+
+
+def test_workers_do_not_change_what_a_sample_looks_like():
+    view = ImageView([{"image": torch.zeros(3)} for _ in range(8)], noise, seed=5)
+    loaders = [
+        torch.utils.data.DataLoader(view, sampler=EpochOrder(8, 3, 4), batch_size=4, num_workers=workers)
+        for workers in (0, 2)
+    ]
+    alone, shared = ([batch["pixel_values"] for batch in loader] for loader in loaders)
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_rows_without_an_image_say_what_they_have():
+    with pytest.raises(ValueError, match="columns picture"):
+        ImageView([{"picture": 1}], noise)[0]
+
+
+def test_neighbouring_addresses_get_unrelated_seeds():
+    seeds = [mix_seed(0, epoch, index) for epoch in range(30) for index in range(300)]
+    assert len(set(seeds)) == len(seeds)
+    assert mix_seed(1, 2) != mix_seed(2, 1)
+    bits = torch.tensor([[seed >> k & 1 for k in range(63)] for seed in seeds], dtype=torch.float32)
+    assert (bits.mean(0) - 0.5).abs().max() < 0.03

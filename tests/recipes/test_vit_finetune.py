@@ -1,0 +1,123 @@
+"""The fine-tuning recipe: its command line, a whole small run, and the files that it leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from transformers import ViTConfig, ViTImageProcessor, pipeline
+from transformers import ViTForImageClassification as TheirViT
+
+from hf_vitfm import ViTConfig as OurConfig
+from hf_vitfm.data.samples import load_sample
+from hf_vitfm.training.arguments import VisionTrainingArguments
+from hf_vitfm.training.recipe import DataArguments, parse_recipe
+from recipes.vit import finetune
+
+
+CONFIGS = sorted(Path("recipes").glob("*/configs/*.yaml"))
+CLASSES = (finetune.ModelArguments, DataArguments, VisionTrainingArguments)
+
+
+def parse(*argv: str):
+    return parse_recipe(CLASSES, argv)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_what_it_is_and_parses(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("run:", "expect:", "measured:", "differs:"):
+        assert any(line.startswith(f"# {word}") for line in header), word
+    model, data, training = parse(str(path), "--use_cpu", "--bf16", "false")
+    assert training.output_dir == f"outputs/{path.stem}"
+    assert set(yaml.safe_load(path.read_text())["model"]) <= set(OurConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_smokes(path, tmp_path):
+    metrics = finetune.main([str(path), "--smoke", "--use_cpu", "--output_dir", str(tmp_path)])
+    assert 0 <= metrics["eval_top1"] <= 1
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json", "all_results.json", "run.json"):
+        assert (tmp_path / name).exists(), name
+    for name in ("curves.png", "confusion.png", "examples.png"):
+        assert (tmp_path / name).stat().st_size > 5_000, name
+    card = ModelCard.load(tmp_path / "README.md")
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert card.data.eval_results[0].metric_value == pytest.approx(results["eval_top1"], abs=1e-3)
+    rows = load_sample("fashion-mnist")["test"]
+    assert len(pipeline("image-classification", model=str(tmp_path), device="cpu")(rows[0]["image"])) == 5
+
+
+def test_the_papers_fine_tuning_is_the_papers():
+    model, data, training = parse("recipes/vit/configs/finetune_b16_in1k.yaml", "--use_cpu", "--bf16", "false")
+    assert (training.optim, training.momentum, training.weight_decay) == ("sgd", 0.9, 0.0)
+    assert (training.max_steps, training.warmup_steps, training.max_grad_norm) == (20_000, 500, 1.0)
+    assert training.global_batch_size * 8 == 512
+    assert training.lr_scheduler_type == "cosine"
+    assert (model.image_size, model.model["head_init"]) == (384, "zeros")
+
+
+def write(path: Path, **settings) -> str:
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+BASE = {"dataset": "fashion-mnist", "output_dir": "out"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rat": 0.1}, "unknown key 'learning_rat'. Did you mean 'learning_rate'"),
+        ({"learning_rate": "1e-4"}, "is text, not a number"),
+        ({"layer_decay": "0,5"}, "is text, not a number"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(tmp_path, capsys, settings, message):
+    with pytest.raises(SystemExit):
+        parse(write(tmp_path / "config.yaml", **BASE, **settings))
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_config_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse("nowhere.yaml", "--dataset", "fashion-mnist")
+    assert "cannot read the configuration 'nowhere.yaml'" in capsys.readouterr().err
+
+
+def test_options_go_over_the_file(tmp_path):
+    path = write(tmp_path / "config.yaml", **BASE, learning_rate=0.5, crop_scale=[0.2, 1.0])
+    _, data, training = parse(path, "--learning_rate", "0.25", "--dataset", "emoji", "--use_cpu")
+    assert (training.learning_rate, training.crop_scale, data.dataset) == (0.25, [0.2, 1.0], "emoji")
+
+
+def test_holdout_evaluates_on_training_images():
+    train, held_out, name = DataArguments(dataset="fashion-mnist", holdout=0.1).load(seed=0)
+    assert (len(train), len(held_out), name) == (3_600, 400, "0.1 of train")
+    assert sorted(held_out["label"]) == sorted(list(range(10)) * 40)
+
+
+def test_a_missing_split_is_named():
+    with pytest.raises(ValueError, match="no split 'val'; it has train, test"):
+        DataArguments(dataset="fashion-mnist", eval_split="val").load(seed=0)
+
+
+def test_a_checkpoint_of_transformers_gets_a_new_head_and_size(tmp_path):
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    TheirViT(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    args = finetune.ModelArguments(checkpoint=str(tmp_path), image_size=32, model={"drop_path_rate": 0.1})
+    model, processor = finetune.build(args, ["cat", "dog", "bird"], smoke=False)
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "bird"}
+    assert torch.count_nonzero(model.classifier.weight) == 0
+    assert (model.config.image_size, processor.size["height"], model.config.drop_path_rate) == (32, 32, 0.1)
+
+
+def test_the_reload_check_notices_a_wrong_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "pipeline", lambda *args, **kwargs: lambda image: [{"label": "?", "score": 1.0}])
+    with pytest.raises(RuntimeError, match="disagree"):
+        finetune.main(["recipes/vit/configs/quickstart.yaml", "--smoke", "--output_dir", str(tmp_path)])

@@ -1,0 +1,43 @@
+"""Tiny models with truly random weights, for tests that compare one computation with another."""
+
+import torch
+from torch import Tensor, nn
+
+from hf_vitfm import ViTConfig
+
+
+FIELDS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 5,
+}
+
+
+def tiny_config(**fields) -> ViTConfig:
+    """A configuration of 16 patches and three layers."""
+    return ViTConfig(**{**FIELDS, **fields})
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter random values, also those that a fresh model has as zeros or ones; sets evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        is_scale = "norm" in name and name.endswith("weight")
+        parameter.copy_(1 + 0.2 * values if is_scale else 0.2 * values)
+    return model.eval()
+
+
+def random_images(batch: int = 2, height: int = 32, width: int = 32, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over norm."""
+    found, expected = found.detach().double(), expected.detach().double()
+    return ((found - expected).norm() / expected.norm()).item()

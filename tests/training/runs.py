@@ -1,0 +1,85 @@
+"""Small training runs for tests; importable in worker processes."""
+
+import numpy as np
+import torch
+
+from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, VisionTrainingArguments
+
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_labels": 3,
+}
+
+
+def make_rows(count: int = 27, soft: bool = False, dtype=torch.float32, seed: int = 0) -> list[dict]:
+    """Rows with random pixels; `soft` gives rows of probabilities instead of class ids."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(count):
+        pixels = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+        label = torch.rand(3, generator=generator, dtype=torch.float64).softmax(0) if soft else i % 3
+        rows.append({"pixel_values": pixels + (0.0 if soft else i % 3), "label": label})
+    return rows
+
+
+def make_model(dtype=torch.float32, problem_type: str | None = None, **fields) -> ViTForImageClassification:
+    """A tiny ViT with a head that is not zero, the same in every process."""
+    torch.manual_seed(0)
+    config = ViTConfig(**{**TINY, **fields}, problem_type=problem_type)
+    model = ViTForImageClassification(config).to(dtype)
+    torch.nn.init.normal_(model.classifier.weight, std=0.1)
+    return model
+
+
+def make_args(output_dir, **options) -> VisionTrainingArguments:
+    """Quiet CPU arguments: SGD, 3 steps of 8 rows."""
+    defaults = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return VisionTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
+
+
+def train(output_dir, soft: bool = False, double: bool = True, eval_rows: int = 0, **options) -> dict:
+    """Train and return losses, gradient of the first step, weights and metrics as plain numbers."""
+    dtype = torch.float64 if double else torch.float32
+    model = make_model(dtype, "single_label_classification" if soft else None)
+    trainer = ImageClassificationTrainer(
+        model=model,
+        args=make_args(output_dir, **options),
+        train_dataset=make_rows(soft=soft, dtype=dtype),
+        eval_dataset=make_rows(eval_rows, dtype=dtype, seed=1) if eval_rows else None,
+    )
+    metrics = None
+    if eval_rows:
+        metrics = trainer.evaluate()
+        metrics = {key: metrics[key] for key in ("eval_loss", "eval_top1", "eval_mean_per_class")}
+        metrics["predictions"] = trainer.predict(trainer.eval_dataset).predictions
+    losses = []
+    training_step = trainer.training_step
+
+    def record(*args, **kwargs):  # Trainer's log adds the losses up in float32
+        losses.append(training_step(*args, **kwargs).item())
+        return torch.tensor(losses[-1])
+
+    trainer.training_step = record
+    trainer.train()
+    return {
+        "losses": np.array(losses).reshape(trainer.state.global_step, -1).sum(axis=1),
+        "weights": {name: tensor.numpy().copy() for name, tensor in trainer.model.state_dict().items()},
+        "metrics": metrics,
+        "steps": trainer.state.global_step,
+    }

@@ -1,0 +1,46 @@
+"""Defaults and derived values of the training arguments."""
+
+import pytest
+
+from hf_vitfm import VisionTrainingArguments
+
+
+def make(**options) -> VisionTrainingArguments:
+    return VisionTrainingArguments(use_cpu=True, report_to="none", **options)
+
+
+def test_nothing_slips_in_where_a_paper_has_none():
+    args = make()
+    assert args.max_grad_norm == 0
+    assert args.weight_decay == 0
+    assert args.dataloader_drop_last
+    assert not args.remove_unused_columns
+    assert not args.logging_nan_inf_filter
+    assert args.momentum == 0.9
+
+
+def test_the_base_learning_rate_scales_with_the_global_batch():
+    # MAE fine-tuning: 5e-4 per 256 images at batch 1024
+    args = make(base_learning_rate=5e-4, per_device_train_batch_size=64, gradient_accumulation_steps=16)
+    assert args.global_batch_size == 1024
+    assert args.peak_learning_rate == pytest.approx(2e-3)
+    assert make(learning_rate=0.3).peak_learning_rate == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_learning_rate": 1e-3, "learning_rate": 1e-3}, "not both"),
+        ({"layer_decay": 0.0}, "layer_decay"),
+        ({"layer_decay": 1.5}, "layer_decay"),
+        ({"label_smoothing_factor": 1.0}, "label_smoothing_factor"),
+    ],
+)
+def test_bad_values_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_padding_replaces_the_resized_crop():
+    assert make(crop_padding=2).train_transform_options == {"horizontal_flip": 0.5, "crop_padding": 2}
+    assert make().train_transform_options == {"horizontal_flip": 0.5, "crop_scale": (0.08, 1.0)}

@@ -1,0 +1,84 @@
+"""N processes compute what one computes: loss, gradients (as weights after SGD) and metrics."""
+
+import numpy as np
+import pytest
+
+from tests.training.runs import train
+
+
+def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - reference) / max(np.linalg.norm(reference), 1e-30))
+
+
+def assert_equal_runs(runs, reference, tolerance: float, skip_key_bias: bool = False) -> None:
+    losses = np.mean([run["losses"] for run in runs], axis=0)
+    assert relative_error(losses, reference["losses"]) < tolerance
+    for run in runs:
+        for name, expected in reference["weights"].items():
+            actual = run["weights"][name]
+            if skip_key_bias and name.endswith("qkv.bias"):  # its true gradient is zero: Adam amplifies rounding
+                keep = np.r_[0 : len(actual) // 3, 2 * len(actual) // 3 : len(actual)]
+                actual, expected = actual[keep], expected[keep]
+            assert relative_error(actual, expected) < tolerance, name
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one_in_float64(two_processes, tmp_path, soft, accumulation):
+    reference = train(tmp_path, soft=soft)
+    split = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    runs = two_processes.run(train, str(tmp_path), soft=soft, **split)
+    assert reference["steps"] == 3
+    assert_equal_runs(runs, reference, 1e-10)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing_factor": 0.1, "max_grad_norm": 0.01}, {"layer_decay": 0.7}])
+def test_accumulation_equals_one_batch_in_float64(tmp_path, options):
+    reference = train(tmp_path, **options)
+    run = train(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
+    assert_equal_runs([run], reference, 1e-10)
+
+
+def test_two_processes_equal_one_in_float32(two_processes, tmp_path):
+    reference = train(tmp_path, double=False)
+    assert_equal_runs(
+        two_processes.run(train, str(tmp_path), double=False, per_device_train_batch_size=4), reference, 1e-5
+    )
+
+
+def test_two_processes_equal_one_with_adamw_and_smoothing(two_processes, tmp_path):
+    options = {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1, "label_smoothing_factor": 0.1}
+    reference = train(tmp_path, **options)
+    runs = two_processes.run(train, str(tmp_path), per_device_train_batch_size=4, **options)
+    assert_equal_runs(runs, reference, 1e-10, skip_key_bias=True)
+
+
+def test_evaluation_shards_rows_exactly(two_processes, tmp_path):
+    reference = train(tmp_path, eval_rows=13, per_device_eval_batch_size=4)["metrics"]
+    for run in two_processes.run(train, str(tmp_path), eval_rows=13, per_device_eval_batch_size=4):
+        metrics = run["metrics"]
+        np.testing.assert_allclose(metrics.pop("predictions"), reference["predictions"], rtol=1e-10, atol=1e-12)
+        assert metrics == pytest.approx({key: reference[key] for key in metrics}, rel=1e-6)
+
+
+def diverge(output_dir, rank_of_nan: int) -> str:
+    import torch.distributed as dist
+
+    from hf_vitfm import ImageClassificationTrainer
+    from tests.training.runs import make_args, make_model, make_rows
+
+    rows = make_rows(8)
+    if dist.get_rank() == rank_of_nan:
+        rows = [{**row, "pixel_values": row["pixel_values"] * float("nan")} for row in rows]
+    args = make_args(output_dir, per_device_train_batch_size=4)
+    trainer = ImageClassificationTrainer(model=make_model(), args=args, train_dataset=rows)
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        return str(error)
+    return "finished"
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_both(two_processes, tmp_path):
+    for message in two_processes.run(diverge, str(tmp_path), 1):
+        assert "at step 1" in message
