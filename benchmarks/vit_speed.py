@@ -4,13 +4,9 @@ All models have the same weights, live in one process and take turns, so that wh
 them alike. See benchmarks/README.md for how to read the numbers.
 """
 
-import argparse
-import contextlib
-import json
 import statistics
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import timm
@@ -19,7 +15,6 @@ import transformers
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import hf_vitfm
 from hf_vitfm import ViTConfig, ViTForImageClassification
 from hf_vitfm.conversion import export_checkpoint
 

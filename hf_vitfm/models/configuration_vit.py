@@ -170,8 +170,6 @@ class VitfmViTConfig(PreTrainedConfig):
         if names is not None or num_new != num_old:
             for name in ("id2label", "label2id", "num_labels"):
                 saved.pop(name, None)
-        if names is not None and "label2id" not in fields:
-            saved["label2id"] = {name: int(i) for i, name in names.items()}
         if num_new != num_old and saved.get("representation_size") and "representation_size" not in fields:
             logger.warning("The head is new, so the pre-logits layer is dropped (ViT paper, section 3.2).")
             saved["representation_size"] = None
@@ -200,6 +198,8 @@ class VitfmViTConfig(PreTrainedConfig):
             hint = f" Did you mean `{near[0]}`?" if near else " The fields are listed in the class's docstring."
             raise ValueError(f"{type(self).__name__} has no field `{unknown[0]}`.{hint}")
         super().__post_init__(**kwargs)
+        if self.id2label is not None and self.label2id is None:
+            self.label2id = {name: i for i, name in self.id2label.items()}
         self._check_sizes()
         self._check_tokens()
         self._check_head()

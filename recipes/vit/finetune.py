@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
 
-import hf_vitfm
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, load_image_processor
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, parse_recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_vitfm import ViTForImageClassification
-from tests.tiny import randomize, random_images, tiny_config
+from tests.tiny import random_images, randomize, tiny_config
 
 
 @pytest.fixture

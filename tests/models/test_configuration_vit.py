@@ -201,7 +201,7 @@ def test_field_survives_saving_and_loading(tmp_path, field):
     for loaded in (ViTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is ViTConfig
         assert getattr(loaded, field) == value
-        assert loaded.to_dict() == config.to_dict()
+        assert loaded.to_diff_dict() == config.to_diff_dict()
 
 
 def test_sizes_are_pairs_whether_given_as_list_or_tuple():
@@ -216,6 +216,7 @@ def test_labels_and_problem_type_survive_saving_and_loading(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = ViTConfig.from_pretrained(tmp_path)
     assert (loaded.id2label, loaded.problem_type) == (config.id2label, "multi_label_classification")
+    assert loaded.label2id == {"ant": 0, "bee": 1, "cat": 2}
 
 
 def test_unknown_key_of_a_saved_file_is_left_out_with_a_warning(tmp_path, caplog):
@@ -227,11 +228,13 @@ def test_unknown_key_of_a_saved_file_is_left_out_with_a_warning(tmp_path, caplog
         loaded = ViTConfig.from_pretrained(tmp_path)
     assert "does not know and leaves out: window_size" in caplog.text
     assert not hasattr(loaded, "window_size")
-    assert loaded.to_dict() == config.to_dict()
+    assert loaded.to_diff_dict() == config.to_diff_dict()
 
 
 def test_our_own_saved_file_has_no_key_that_warns(tmp_path, caplog):
-    tiny_config(id2label={0: "a", 1: "b"}, output_attentions=True, dtype="bfloat16").save_pretrained(tmp_path)
+    tiny_config(num_labels=2, id2label={0: "a", 1: "b"}, output_attentions=True, dtype="bfloat16").save_pretrained(
+        tmp_path
+    )
     with caplog.at_level(logging.WARNING):
         ViTConfig.from_pretrained(tmp_path)
     assert caplog.text == ""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 from transformers import ViTConfig, ViTImageProcessor, pipeline
@@ -48,6 +49,14 @@ def test_every_config_smokes(path, tmp_path):
     assert card.data.eval_results[0].metric_value == pytest.approx(results["eval_top1"], abs=1e-3)
     rows = load_sample("fashion-mnist")["test"]
     assert len(pipeline("image-classification", model=str(tmp_path), device="cpu")(rows[0]["image"])) == 5
+
+
+def test_two_processes_make_one_run(two_processes, tmp_path):
+    argv = ["recipes/vit/configs/quickstart.yaml", "--smoke", "--output_dir", str(tmp_path)]
+    first, second = two_processes.run(finetune.main, argv)
+    assert first["eval_top1"] == second["eval_top1"]
+    assert json.loads((tmp_path / "run.json").read_text())["hyperparameters"]["global_batch_size"] == 8
+    assert (tmp_path / "README.md").exists()
 
 
 def test_the_papers_fine_tuning_is_the_papers():
@@ -115,6 +124,21 @@ def test_a_checkpoint_of_transformers_gets_a_new_head_and_size(tmp_path):
     assert model.config.id2label == {0: "cat", 1: "dog", 2: "bird"}
     assert torch.count_nonzero(model.classifier.weight) == 0
     assert (model.config.image_size, processor.size["height"], model.config.drop_path_rate) == (32, 32, 0.1)
+
+
+@pytest.mark.parametrize("kind", ["swin", "resnet"])
+def test_other_checkpoints_get_a_new_head_too(tmp_path, kind):
+    if kind == "swin":
+        config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2])
+        transformers.SwinForImageClassification(config).save_pretrained(tmp_path)
+    else:
+        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+        transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    args = finetune.ModelArguments(checkpoint=str(tmp_path), image_size=64)
+    model, processor = finetune.build(args, ["cat", "dog", "bird"], smoke=False)
+    assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
+    assert (model.config.model_type, processor.size["height"]) == (kind, 64)
 
 
 def test_the_reload_check_notices_a_wrong_model(tmp_path, monkeypatch):

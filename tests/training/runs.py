@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, VisionTrainingArguments
+from hf_vitfm import ImageClassificationTrainer, VisionTrainingArguments, ViTConfig, ViTForImageClassification
 
 
 TINY = {
