@@ -133,7 +133,9 @@ class VitfmPreTrainedModel(PreTrainedModel):
         """
         source = pretrained_model_name_or_path
         if source is None:
-            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+            loaded = super().from_pretrained(None, *model_args, config=config, **kwargs)
+            cls._freeze_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+            return loaded
         if config is not None and not isinstance(config, cls.config_class):
             config = cls.config_class.from_pretrained(config)
         config = copy.deepcopy(config)  # the caller's stays as it is
@@ -169,7 +171,15 @@ class VitfmPreTrainedModel(PreTrainedModel):
         model.name_or_path = model.config._name_or_path = str(source)
         if as_pair(image_size) != as_pair(model.config.image_size):
             model.resize_position_embeddings(image_size)
+        cls._freeze_tables(model)
         return (model, info) if wants_info else model
+
+    @staticmethod
+    def _freeze_tables(model) -> None:
+        """Freeze sine-cosine positions again, since loading makes every tensor trainable."""
+        for module in model.modules():
+            if isinstance(module, VisionEmbeddings):
+                module.position_embeddings.requires_grad_(module.config.position_embedding_type == "learned")
 
     @classmethod
     def _saved_config(cls, source, where: dict) -> dict:

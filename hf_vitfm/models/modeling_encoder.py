@@ -97,8 +97,10 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D) and, with `output_attentions`, weights (B, N, T, T)."""
         batch, tokens, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, N, H) -> 3 x (B, N, T, H)
+        # Cut along the last dimension, so that the gradient is one concatenation in the layout that the GEMM reads.
+        parts = self.qkv(hidden_states).chunk(3, dim=-1)
+        shape = (batch, tokens, self.num_heads, self.head_dim)
+        query, key, value = (part.view(shape).transpose(1, 2) for part in parts)  # (B, T, D) -> (B, N, T, H)
         # Only the eager function returns weights, so a call that wants them uses it, whatever the configuration says.
         name = "eager" if output_attentions else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ..data.datasets import load_images, split_off
+from .arguments import VisionTrainingArguments
 
 
 # `--smoke`: any configuration in seconds, on the embedded images.
@@ -149,16 +150,25 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
     return settings
 
 
-def training_settings(args: TrainingArguments) -> dict:
-    """The settings of a run that differ from the defaults, for its card: flat, without folders and identifiers."""
-    hidden = {"output_dir", "run_name", "logging_dir", "hub_token", "hub_model_id", "local_rank", "report_to"}
-    settings = {}
+# Settings that say nothing about what was trained: folders, identifiers, logging, what was asked for on the way.
+_NOT_ON_A_CARD = {
+    "output_dir", "run_name", "logging_dir", "hub_token", "hub_model_id", "local_rank", "report_to", "disable_tqdm",
+    "debug", "do_train", "do_eval", "do_predict", "use_cpu", "dataloader_pin_memory", "dataloader_num_workers",
+    "logging_steps", "logging_strategy", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "save_total_limit", "per_device_eval_batch_size", "resume_from_checkpoint",
+}  # fmt: skip
+_ALWAYS_ON_A_CARD = ("learning_rate", "lr_scheduler_type", "weight_decay", "seed")
+
+
+def training_settings(args: VisionTrainingArguments) -> dict:
+    """The settings of a run for its card, flat: what differs from the defaults, and what a reader always asks for."""
+    settings = {"global_batch_size": args.global_batch_size, **args.train_transform_options}
     for item in fields(args):
-        value = getattr(args, item.name)
-        value = getattr(value, "value", value)
-        is_plain = isinstance(value, (bool, int, float, str, list, tuple))
-        if item.init and is_plain and not item.name.startswith("_") and item.name not in hidden:
-            default = item.default_factory() if callable(item.default_factory) else item.default
-            if value != getattr(default, "value", default):
-                settings[item.name] = value
+        value, default = (getattr(entry, "value", entry) for entry in (getattr(args, item.name), item.default))
+        is_told = item.init and not item.name.startswith("_") and item.name not in _NOT_ON_A_CARD
+        is_plain = isinstance(value, (bool, int, float, str))
+        if is_told and is_plain and (item.name in _ALWAYS_ON_A_CARD or (value != default and value is not False)):
+            settings[item.name] = value
+    if settings.get("optim") == "sgd":
+        settings["momentum"] = args.momentum
     return settings

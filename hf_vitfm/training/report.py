@@ -56,9 +56,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         "task": "image-classification",
         "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(rows), **dataset},
         "hyperparameters": {
-            "global_batch_size": trainer.args.global_batch_size,
             **training_settings(trainer.args),
-            "learning_rate": trainer.args.learning_rate,
             "optimizer": getattr(trainer.args.optim, "value", trainer.args.optim),
             "steps": trainer.state.global_step,
         },

@@ -214,3 +214,19 @@ def test_label_smoothing_is_for_training_alone(tmp_path):
     rows = make_rows(6, seed=1)
     plain = make_trainer(tmp_path, eval_rows=rows).evaluate()["eval_loss"]
     assert make_trainer(tmp_path, eval_rows=rows, label_smoothing_factor=0.3).evaluate()["eval_loss"] == plain
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_several_labels_and_numbers_train_and_evaluate(tmp_path, problem_type):
+    rows = [{**row, "label": [float(i % 2), 1.0, 0.0]} for i, row in enumerate(make_rows(16))]
+    model = make_model(problem_type=problem_type)
+    trainer = make_trainer(tmp_path, model, rows=rows, eval_rows=rows, learning_rate=0.01)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+    logits, labels = torch.as_tensor(trainer.predict(rows).predictions), torch.tensor([row["label"] for row in rows])
+    loss = {
+        "multi_label_classification": torch.nn.functional.binary_cross_entropy_with_logits,
+        "regression": torch.nn.functional.mse_loss,
+    }[problem_type]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss(logits, labels).item(), rel=1e-5)
