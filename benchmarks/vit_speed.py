@@ -1,12 +1,17 @@
 """Speed of a Vision Transformer next to transformers and timm: inference and training steps, float32 and bfloat16.
 
-All models have the same weights, live in one process and take turns, so that what else the machine does meets all of
-them alike. See benchmarks/README.md for how to read the numbers.
+All models have the same weights, live in one process and take turns. See benchmarks/README.md on how to read it.
 """
 
+import argparse
+import json
+import platform
+import re
 import statistics
 import tempfile
 import time
+from datetime import date
+from functools import cache, partial
 from pathlib import Path
 
 import timm
@@ -15,25 +20,23 @@ import transformers
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import hf_vitfm
 from hf_vitfm import ViTConfig, ViTForImageClassification
 from hf_vitfm.conversion import export_checkpoint
 
 
-FOLDER = Path(__file__).parent
-TIMM_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
+TIMM_MODELS = {"Ti": "vit_tiny", "S": "vit_small", "B": "vit_base", "L": "vit_large"}
 TIMM_NAMES = {  # ours -> timm's, applied in this order
-    "vit.": "",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "encoder.layers": "blocks",
+    "patch_embeddings.projection": "patch_embed.proj",
+    "position_embeddings": "pos_embed",
+    "vit.embeddings.": "",
+    "vit.encoder.layers": "blocks",
+    "vit.layernorm": "norm",
     "attention.": "attn.",
-    "layernorm": "norm",
     "classifier": "head",
 }
-AUTOCAST, WEIGHTS = "bfloat16 autocast", "bfloat16 weights"
-PRECISIONS = ("float32", AUTOCAST, WEIGHTS)
-MODES = ("inference", "training")
+PEERS = ("transformers", "timm")
+PRECISIONS = ("float32", "bfloat16 autocast", "bfloat16 weights")  # in this order: the last converts the models
 
 
 def build_models(variant: str) -> dict[str, torch.nn.Module]:
@@ -42,7 +45,7 @@ def build_models(variant: str) -> dict[str, torch.nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         theirs = transformers.ViTForImageClassification.from_pretrained(export_checkpoint(ours, folder))
     size, patch = variant.split("/")
-    peer = timm.create_model(f"vit_{TIMM_SIZES[size]}_patch{patch}_224")
+    peer = timm.create_model(f"{TIMM_MODELS[size]}_patch{patch}_224")
     state_dict = ours.state_dict()
     for our_name, timm_name in TIMM_NAMES.items():
         state_dict = {name.replace(our_name, timm_name): tensor for name, tensor in state_dict.items()}
@@ -50,105 +53,151 @@ def build_models(variant: str) -> dict[str, torch.nn.Module]:
     return {"hf_vitfm": ours, "transformers": theirs, "timm": peer}
 
 
+@torch.no_grad()
 def check_equal(models: dict[str, torch.nn.Module], pixels: torch.Tensor) -> None:
-    """Stop unless all models give the same logits: then they do the same work."""
-    with torch.no_grad():
-        logits = {name: as_logits(model.eval()(pixels[:1])) for name, model in models.items()}
-    for name, values in logits.items():
-        error = (values - logits["hf_vitfm"]).norm() / values.norm()
-        if error > 1e-2:  # transformers' GPU default of TF32 stays below; a wrong weight does not
-            raise RuntimeError(f"The logits of {name} differ from ours by {error:.1e} of their norm.")
+    """Stop unless all models give the same logits, so do the same work."""
+    outputs = {name: model.eval()(pixels[:1]) for name, model in models.items()}
+    for name, output in outputs.items():
+        difference = getattr(output, "logits", output) - outputs["hf_vitfm"].logits
+        if difference.norm() > 1e-2 * outputs["hf_vitfm"].logits.norm():  # TF32, the default on a GPU, stays below
+            raise RuntimeError(f"The logits of {name} differ from ours; the comparison would be void.")
 
 
-def as_logits(output) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output.logits
-
-
-def make_step(model: torch.nn.Module, mode: str, autocast, pixels: torch.Tensor, labels: torch.Tensor):
-    """One inference or training step (forward, loss, backward; no optimizer) as a function without arguments."""
-
-    def infer():
-        with torch.no_grad(), autocast():
-            as_logits(model(pixels))
-
-    def train():
-        model.zero_grad(set_to_none=True)
-        with autocast():
-            if isinstance(model, transformers.PreTrainedModel):
-                loss = model(pixels, labels=labels).loss
-            else:
-                loss = F.cross_entropy(model(pixels), labels)
+def run_step(model: torch.nn.Module, autocast: torch.autocast, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+    """Inference or, with a model in training mode, forward, loss and backward; no optimizer."""
+    with torch.set_grad_enabled(model.training), autocast:
+        if not model.training:
+            model(pixels)
+        elif isinstance(model, transformers.PreTrainedModel):
+            loss = model(pixels, labels=labels).loss
+        else:
+            loss = F.cross_entropy(model(pixels), labels)
+    if model.training:
         loss.backward()
-
-    model.train(mode == "training")
-    return train if mode == "training" else infer
+        model.zero_grad(set_to_none=True)
 
 
-def make_products(config: ViTConfig, batch: int, mode: str, dtype: torch.dtype, device: str):
-    """The model's matrix products alone, as a function: every layer has weights of its own, outputs are allocated once.
+def make_products(model: torch.nn.Module, pixels: torch.Tensor, dtype: torch.dtype):
+    """The model's matrix products alone (but the head's), as a function; every layer has weights of its own."""
+    config, calls = model.config, []
+    width, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    batch, patches = len(pixels), (config.image_size // config.patch_size) ** 2
 
-    In training each forward product has two for the gradients, but the patch projection one: pixels need no gradient.
-    """
-    width, heads = config.hidden_size, config.num_attention_heads
-    patches = (config.image_size // config.patch_size) ** 2
-    rows, per_head = batch * (patches + 1), (batch * heads, patches + 1, width // heads)
-    buffers, calls = {}, []
+    @cache
+    def tensor(role, *shape):
+        return torch.randn(shape, dtype=dtype, device=pixels.device)
 
-    def buffer(role, *shape):
-        if (role, shape) not in buffers:
-            buffers[role, shape] = torch.randn(shape, dtype=dtype, device=device)
-        return buffers[role, shape]
+    def add(role, x_shape, w_shape, has_dgrad=True):  # y = x w^T, as Linear has it; or batched: scores, weighted sums
+        x, w, y = tensor("x", *x_shape), tensor(role, *w_shape), tensor("y", *x_shape[:-1], w_shape[-2])
+        multiply = torch.mm if x.ndim == 2 else torch.bmm
+        calls.append(partial(multiply, x, w.mT, out=tensor("out", *y.shape)))
+        if model.training:
+            calls.append(partial(multiply, y.mT, x, out=tensor(f"gradient of {role}", *w_shape)))
+        if model.training and has_dgrad:  # not for the patches: pixels need no gradient
+            calls.append(partial(multiply, y, w, out=tensor("out", *x_shape)))
 
-    def product(x, w, role, first=False):  # y = x @ w, and the gradients y @ w^T and x^T @ y
-        multiply, y_shape = torch.bmm if x.ndim == 3 else torch.mm, (*x.shape[:-1], w.shape[-1])
-        y = buffer("y", *y_shape)
-        calls.append((multiply, x, w, buffer("out", *y_shape)))
-        if mode == "training":
-            if not first:
-                calls.append((multiply, y, w.mT, buffer("out", *x.shape)))
-            # a Linear holds its weight, and makes its gradient, in the transposed layout
-            grad = (multiply, x.mT, y) if w.is_contiguous() else (multiply, y.mT, x)
-            calls.append((*grad, buffer(f"grad {role}", *(w.shape if w.is_contiguous() else w.mT.shape))))
-
-    patch_values = config.num_channels * config.patch_size**2
-    product(buffer("x", batch * patches, patch_values), buffer("w", width, patch_values).mT, "patch", first=True)
+    patch_values, rows = config.num_channels * config.patch_size**2, batch * (patches + 1)
+    add("patches", (batch * patches, patch_values), (width, patch_values), has_dgrad=False)
     for layer in range(config.num_hidden_layers):
-        hidden = config.intermediate_size
         for inputs, outputs in ((width, 3 * width), (width, width), (width, hidden), (hidden, width)):
-            product(buffer("x", rows, inputs), buffer(layer, outputs, inputs).mT, layer)
-        product(buffer("query", *per_head), buffer("key", *per_head).mT, "scores")
-        product(buffer("x", batch * heads, patches + 1, patches + 1), buffer("value", *per_head), "attended")
-
-    def multiply_all():
-        for multiply, left, right, out in calls:
-            multiply(left, right, out=out)
-
-    return multiply_all
-
-
-def timed(step, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+            add(layer, (rows, inputs), (outputs, inputs))
+        add("key", *[(batch * heads, patches + 1, width // heads)] * 2)
+        add("value", (batch * heads, patches + 1, patches + 1), (batch * heads, width // heads, patches + 1))
+    return lambda: [call() for call in calls]
 
 
 def measure(steps: dict, rounds: int, device: str, progress: tqdm) -> dict[str, list[float]]:
     """Seconds of every step in every round; the order turns by one place per round, the first round is warm-up."""
     names, seconds = list(steps), {name: [] for name in steps}
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     for i in range(rounds + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            duration = timed(steps[name], device)
+            synchronize()
+            start = time.perf_counter()
+            steps[name]()
+            synchronize()
             if i > 0:
-                seconds[name].append(duration)
+                seconds[name].append(time.perf_counter() - start)
             progress.update()
     return seconds
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "low": low, "high": high}
+def summarize(seconds: dict[str, list[float]]) -> dict:
+    """Medians and quartiles of the times, and of the ratios ours / peer and products / model within each round."""
+
+    def spread(top, bottom=None):
+        values = [a / b for a, b in zip(seconds[top], seconds[bottom], strict=True)] if bottom else seconds[top]
+        return dict(zip(("low", "median", "high"), statistics.quantiles(values, method="inclusive"), strict=True))
+
+    return {
+        "seconds": {name: {**spread(name), "all": values} for name, values in seconds.items()},
+        "ratio": {name: spread("hf_vitfm", name) for name in PEERS},
+        "gemm_share": {name: spread("gemm", name) for name in ("hf_vitfm", *PEERS)},
+    }
+
+
+def describe(args: argparse.Namespace) -> dict:
+    """What runs where."""
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = f"{(cpu or [platform.machine()])[0]}, {args.threads} threads"
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    versions = {module.__name__: module.__version__ for module in (hf_vitfm, torch, transformers, timm)}
+    settings = {name: getattr(args, name) for name in ("device", "variant", "batch", "rounds", "threads")}
+    return {"date": date.today().isoformat(), "hardware": hardware, "versions": versions, **settings, "cases": []}
+
+
+def render(report: dict) -> str:
+    """The report as a Markdown table."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    header = ["precision", "step", "ours, ms", *(f"{name}, ms" for name in PEERS)]
+    header += [*(f"ours / {name}" for name in PEERS), "GEMM share"]
+    rows = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    for case in report["cases"]:
+        times = [f"{1000 * case['seconds'][name]['median']:.1f}" for name in ("hf_vitfm", *PEERS)]
+        spreads = (*case["ratio"].values(), case["gemm_share"]["hf_vitfm"])
+        cells = [f"{value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})" for value in spreads]
+        rows.append([case["precision"], case["step"], *times, *cells])
+    title = (
+        f"ViT-{report['variant']}, 224 px, batch {report['batch']}, {report['rounds']} rounds; {report['hardware']}"
+    )
+    return f"{title}; {versions}; {report['date']}.\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--variant", default="B/16", help="one that timm has too: Ti/16, S/16, B/16, L/16, B/32, ...")
+    for name, default in {"batch": 8, "rounds": 7, "threads": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/vit_speed_<device>.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    models = {name: model.to(args.device) for name, model in build_models(args.variant).items()}
+    pixels = torch.randn(args.batch, 3, 224, 224, device=args.device)
+    labels = torch.randint(1000, (args.batch,), device=args.device)
+    check_equal(models, pixels)
+    report = describe(args)
+    progress = tqdm(total=2 * len(PRECISIONS) * (args.rounds + 1) * (len(models) + 1), unit="step")
+    for precision in PRECISIONS:
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        if precision == "bfloat16 weights":
+            models, pixels = {name: model.to(dtype) for name, model in models.items()}, pixels.to(dtype)
+        autocast = torch.autocast(args.device, torch.bfloat16, enabled=precision == "bfloat16 autocast")
+        for mode in ("inference", "training"):
+            progress.set_description(f"{precision}, {mode}")
+            for model in models.values():
+                model.train(mode == "training")
+            steps = {name: partial(run_step, model, autocast, pixels, labels) for name, model in models.items()}
+            steps["gemm"] = make_products(models["hf_vitfm"], pixels, dtype)
+            seconds = measure(steps, args.rounds, args.device, progress)
+            report["cases"].append({"precision": precision, "step": mode, **summarize(seconds)})
+    progress.close()
+    output = args.output or Path(__file__).parent / "results" / f"vit_speed_{args.device}.json"
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    print(render(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -41,3 +41,35 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference over norm."""
     found, expected = found.detach().double(), expected.detach().double()
     return ((found - expected).norm() / expected.norm()).item()
+
+
+OPTIONS = {
+    "plain": {},
+    "mean": {"pooling": "mean"},
+    "mean of patches without class token": {"pooling": "mean", "use_class_token": False},
+    "registers": {"num_register_tokens": 2},
+    "distillation": {"use_distillation_token": True},
+    "layer scale": {"layer_scale_init_value": 0.1},
+    "sincos": {"position_embedding_type": "sincos"},
+    "jax": {"weight_init": "jax"},
+    "pre-logits": {"representation_size": 24},
+    "head of small normals": {"head_init": "trunc_normal"},
+    "no qkv bias": {"qkv_bias": False},
+    "not square": {"image_size": (32, 48), "patch_size": (16, 8)},
+    "all with class token": {
+        "num_register_tokens": 2,
+        "use_distillation_token": True,
+        "layer_scale_init_value": 0.1,
+        "representation_size": 24,
+        "weight_init": "jax",
+    },
+    "all with mean": {
+        "pooling": "mean",
+        "num_register_tokens": 2,
+        "layer_scale_init_value": 0.1,
+        "representation_size": 24,
+        "position_embedding_type": "sincos",
+        "head_init": "trunc_normal",
+        "weight_init": "jax",
+    },
+}

@@ -5,7 +5,6 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
@@ -71,10 +70,12 @@ def _read(path) -> dict[str, Tensor]:
         if str(path).endswith(".safetensors"):
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{Path(path).name} is damaged, or holds pickled objects other than tensors, which are never loaded because "
             "they can run code. Fetch it again, or use a copy in safetensors format."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, LookupError) as error:
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
         raise ValueError(f"{Path(path).name} is damaged or cut off ({error}). Fetch it again.") from error

@@ -57,6 +57,7 @@ def to_ours(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: in
             used.update(rule.theirs)
         elif not rule.optional or len(absent) < len(rule.theirs):
             missing += absent
+            used.update(rule.theirs)
     unexpected = sorted(set(state_dict) - used)
     if missing or unexpected:
         raise ValueError(

@@ -153,13 +153,13 @@ class VitfmViTConfig(PreTrainedConfig):
                 f"The saved configuration has fields that this version does not know and leaves out: {', '.join(unknown)}."
             )
         saved = {key: value for key, value in config_dict.items() if key not in unknown}
-        fields = {name: kwargs.pop(name) for name in list(kwargs) if cls.is_field(name)}
+        fields = {name: kwargs.pop(name) for name in cls.field_names() if name in kwargs}
         return super().from_dict({**cls._fit_labels(saved, fields), **fields}, **kwargs)
 
     @classmethod
-    def is_field(cls, name: str) -> bool:
-        """Whether a keyword of `from_pretrained` is a field of the configuration; `dtype` is the loading's own."""
-        return name in ("num_labels", "output_attentions") or (name in cls.__dataclass_fields__ and name != "dtype")
+    def field_names(cls) -> list[str]:
+        """The keywords of `from_pretrained` that are fields of the configuration; `dtype` is the loading's own."""
+        return [*(name for name in cls.__dataclass_fields__ if name != "dtype"), "num_labels", "output_attentions"]
 
     @staticmethod
     def _fit_labels(saved: dict, fields: dict) -> dict:
@@ -194,7 +194,7 @@ class VitfmViTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         unknown = self._unknown(kwargs)
         if unknown:
-            near = difflib.get_close_matches(unknown[0], self.__dataclass_fields__, n=1)
+            near = difflib.get_close_matches(unknown[0], self.field_names(), n=1)
             hint = f" Did you mean `{near[0]}`?" if near else " The fields are listed in the class's docstring."
             raise ValueError(f"{type(self).__name__} has no field `{unknown[0]}`.{hint}")
         super().__post_init__(**kwargs)

@@ -31,7 +31,7 @@ def _explain_unknown_arguments(model_class):
         )
         if not found:
             raise
-        near = difflib.get_close_matches(found[1], model_class.config_class.__dataclass_fields__, n=1)
+        near = difflib.get_close_matches(found[1], model_class.config_class.field_names(), n=1)
         hint = f"Did you mean `{near[0]}`?" if near else "See the configuration's docstring for the fields."
         raise ValueError(f"`{found[1]}` is neither a configuration field nor a loading argument. {hint}") from error
 
@@ -139,7 +139,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
         if config is not None and not isinstance(config, cls.config_class):
             config = cls.config_class.from_pretrained(config)
         config = copy.deepcopy(config)  # the caller's stays as it is
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if cls.config_class.is_field(name)}
+        overrides = {name: kwargs.pop(name) for name in cls.config_class.field_names() if name in kwargs}
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
         saved = cls._saved_config(source, where)
         foreign = saved.get("model_type") != cls.config_class.model_type
@@ -150,7 +150,9 @@ class VitfmPreTrainedModel(PreTrainedModel):
         elif overrides:
             config = cls.config_class.from_dict(config.to_dict(), **overrides)
         # Load at the size the file was saved at, then resize: works for any file layout, device map and dtype.
-        image_size, config.image_size = config.image_size, saved.get("image_size", config.image_size)
+        image_size, saved_size = config.image_size, saved.get("image_size", config.image_size)
+        if as_pair(image_size) != as_pair(saved_size):
+            config.image_size = saved_size
         if foreign:
             for name in where:
                 kwargs.pop(name)

@@ -113,7 +113,11 @@ def test_wrong_type_or_name_is_refused_naming_the_field(field, value):
 
 @pytest.mark.parametrize(
     ("field", "hint"),
-    [("drop_path_rat", "Did you mean `drop_path_rate`"), ("zzz", "listed in the class's docstring")],
+    [
+        ("drop_path_rat", "Did you mean `drop_path_rate`"),
+        ("num_label", "Did you mean `num_labels`"),
+        ("zzz", "listed in the class's docstring"),
+    ],
 )
 def test_unknown_field_is_refused_with_a_suggestion(field, hint):
     with pytest.raises(ValueError, match=f"no field `{field}`.*{hint}"):

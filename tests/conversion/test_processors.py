@@ -1,0 +1,85 @@
+"""Image processors of checkpoints, and their resize to a model's image size."""
+
+import pytest
+import transformers
+from PIL import Image
+
+from hf_vitfm import ViTForImageClassification, load_image_processor
+from tests.tiny import tiny_config
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["torchvision", "pil"])
+SQUASH = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
+SHORT_EDGE_THEN_CROP = transformers.CLIPImageProcessor(
+    size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, do_center_crop=True
+)
+SHORT_EDGE = transformers.CLIPImageProcessor(size={"shortest_edge": 64}, do_center_crop=False)
+
+
+def shape(processor, size=(90, 70)):
+    return tuple(processor(Image.new("RGB", size), return_tensors="pt").pixel_values.shape[2:])
+
+
+def load(tmp_path, processor, backend="torchvision", **arguments):
+    processor.save_pretrained(tmp_path)
+    return load_image_processor(tmp_path, backend=backend, **arguments)
+
+
+@BACKENDS
+def test_processor_is_loaded_as_it_was_saved(tmp_path, backend):
+    processor = load(tmp_path, SQUASH, backend)
+    assert (shape(processor), list(processor.image_mean)) == ((32, 32), [0.1, 0.2, 0.3])
+    assert type(processor).__name__ == {"torchvision": "ViTImageProcessor", "pil": "ViTImageProcessorPil"}[backend]
+
+
+@BACKENDS
+@pytest.mark.parametrize(("image_size", "expected"), [(48, (48, 48)), ((48, 24), (48, 24)), ([24, 48], (24, 48))])
+def test_squash_takes_the_image_size(tmp_path, backend, image_size, expected):
+    processor = load(tmp_path, SQUASH, backend, image_size=image_size)
+    assert shape(processor) == expected
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("image_size", "crop", "short_edge"), [(112, (112, 112), 128), (28, (28, 28), 32), ((28, 112), (28, 112), 32)]
+)
+def test_short_edge_keeps_its_proportion_to_the_crop(tmp_path, backend, image_size, crop, short_edge):
+    processor = load(tmp_path, SHORT_EDGE_THEN_CROP, backend, image_size=image_size)
+    assert processor.size["shortest_edge"] == short_edge
+    assert (processor.crop_size["height"], processor.crop_size["width"]) == crop
+    assert shape(processor) == crop
+
+
+@BACKENDS
+@pytest.mark.parametrize(("image_size", "expected"), [(48, (48, 61)), ((48, 24), (48, 24))])
+def test_short_edge_without_a_crop_takes_a_square_size_only(tmp_path, backend, image_size, expected):
+    processor = load(tmp_path, SHORT_EDGE, backend, image_size=image_size)
+    assert shape(processor) == expected
+
+
+def test_processor_of_another_size_survives_saving(tmp_path):
+    load(tmp_path, SHORT_EDGE_THEN_CROP, image_size=112).save_pretrained(tmp_path / "again")
+    assert shape(load_image_processor(tmp_path / "again")) == (112, 112)
+
+
+def test_processor_and_model_of_one_folder_fit_each_other(tmp_path):
+    ViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    processor = load(tmp_path, SQUASH, image_size=(48, 24))
+    model = ViTForImageClassification.from_pretrained(tmp_path, image_size=(48, 24))
+    pixel_values = processor(Image.new("RGB", (90, 70)), return_tensors="pt").pixel_values
+    assert model(pixel_values).logits.shape == (1, 5)
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_missing_preprocessor_config_is_an_error_that_says_what_to_do(tmp_path, with_model):
+    if with_model:
+        ViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"no readable preprocessor_config.json. Save the processor beside the model"):
+        load_image_processor(tmp_path)
+
+
+def test_damaged_preprocessor_config_is_an_error(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(OSError, match="no readable preprocessor_config.json"):
+        load_image_processor(tmp_path)
