@@ -107,11 +107,11 @@ def make_products(model: torch.nn.Module, pixels: torch.Tensor, dtype: torch.dty
 
 
 def measure(steps: dict, rounds: int, device: str, progress: tqdm) -> dict[str, list[float]]:
-    """Seconds of every step in every round; the order turns by one place per round, the first round is warm-up."""
+    """Seconds of every step in every round; the order turns and is reversed each round, the first round warms up."""
     names, seconds = list(steps), {name: [] for name in steps}
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     for i in range(rounds + 1):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in (names[i % len(names) :] + names[: i % len(names)])[:: (-1) ** i]:
             synchronize()
             start = time.perf_counter()
             steps[name]()
@@ -138,10 +138,9 @@ def summarize(seconds: dict[str, list[float]]) -> dict:
 
 def describe(args: argparse.Namespace) -> dict:
     """What runs where."""
-    cpuinfo = Path("/proc/cpuinfo")
-    cpu = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cpu = f"{(cpu or [platform.machine()])[0]}, {args.threads} threads"
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = (re.findall(r"model name\s*: (.*)", cpuinfo) or [platform.machine()])[0]
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu}, {args.threads} threads"
     versions = {module.__name__: module.__version__ for module in (hf_vitfm, torch, transformers, timm)}
     settings = {name: getattr(args, name) for name in ("device", "variant", "batch", "rounds", "threads")}
     return {"date": date.today().isoformat(), "hardware": hardware, "versions": versions, **settings, "cases": []}
@@ -158,9 +157,7 @@ def render(report: dict) -> str:
         spreads = (*case["ratio"].values(), case["gemm_share"]["hf_vitfm"])
         cells = [f"{value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})" for value in spreads]
         rows.append([case["precision"], case["step"], *times, *cells])
-    title = (
-        f"ViT-{report['variant']}, 224 px, batch {report['batch']}, {report['rounds']} rounds; {report['hardware']}"
-    )
+    title = f"ViT-{report['variant']}, batch {report['batch']}, {report['rounds']} rounds; {report['hardware']}"
     return f"{title}; {versions}; {report['date']}.\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -195,6 +192,7 @@ def main() -> None:
             report["cases"].append({"precision": precision, "step": mode, **summarize(seconds)})
     progress.close()
     output = args.output or Path(__file__).parent / "results" / f"vit_speed_{args.device}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(render(report))
 

@@ -146,8 +146,10 @@ class EncoderLayer(GradientCheckpointingLayer):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D) and the attention weights, if asked for."""
-        attended, weights = self.attention(self.norm1(hidden_states), attention_mask, output_attentions)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)))
+        residual = hidden_states  # names are used again so that no tensor outlives its use
+        hidden_states, weights = self.attention(self.norm1(hidden_states), attention_mask, output_attentions)
+        hidden_states = residual + self.drop_path(self.layer_scale1(self.dropout(hidden_states)))
+        del residual
         hidden_states = hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
         return hidden_states, weights if output_attentions else None
 
@@ -180,7 +182,7 @@ class Encoder(nn.Module):
             output_hidden_states: also return layers + 1 tensors (B, T, D): the input, then each layer's output.
         """
         mask = self._expand_mask(hidden_states, attention_mask, output_attentions)
-        all_hidden_states, all_attentions = (hidden_states,), ()
+        all_hidden_states, all_attentions = (hidden_states,) if output_hidden_states else (), ()
         for layer in self.layers:
             hidden_states, weights = layer(hidden_states, mask, output_attentions)
             if output_hidden_states:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -114,12 +115,16 @@ def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = 
     )
     parser.add_argument("config", help="YAML file with the recipe's settings")
     argv = list(sys.argv[1:] if argv is None else argv)
+    settings = {}
     if argv and not argv[0].startswith("-"):
         settings = _read_yaml(argv[0], argument_classes, parser)
         for action in parser._actions:
             if action.dest in settings:
                 action.required = False
         parser.set_defaults(**settings)
+    for action in parser._actions:
+        if action.type is dict:  # --model '{drop_path_rate: 0.1}' goes over the file's entries
+            action.type = functools.partial(_merge, settings.get(action.dest) or {})
     if "--smoke" in argv:
         smoke = {**SMOKE_TRAINING, "output_dir": f"{parser.get_default('output_dir')}-smoke"}
         parser.set_defaults(**{key: value for key, value in smoke.items() if _has(argument_classes, key)})
@@ -128,6 +133,13 @@ def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = 
     return tuple(
         cls(**{item.name: values[item.name] for item in fields(cls) if item.init}) for cls in argument_classes
     )
+
+
+def _merge(settings: dict, text: str) -> dict:
+    options = yaml.safe_load(text)
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping; write '{{drop_path_rate: 0.1}}'")
+    return {**settings, **options}
 
 
 def _has(argument_classes: Sequence[type], key: str) -> bool:

@@ -102,6 +102,15 @@ def test_options_go_over_the_file(tmp_path):
     assert (training.learning_rate, training.crop_scale, data.dataset) == (0.25, [0.2, 1.0], "emoji")
 
 
+def test_a_mapping_goes_over_the_entries_of_the_file(tmp_path, capsys):
+    path = write(tmp_path / "config.yaml", **BASE, model={"patch_size": 7, "pooling": "mean"})
+    model, _, _ = parse(path, "--use_cpu", "--model", "{pooling: cls, drop_path_rate: 0.1}")
+    assert model.model == {"patch_size": 7, "pooling": "cls", "drop_path_rate": 0.1}
+    with pytest.raises(SystemExit):
+        parse(path, "--model", "pooling")
+    assert "'pooling' is not a mapping" in capsys.readouterr().err
+
+
 def test_holdout_evaluates_on_training_images():
     train, held_out, name = DataArguments(dataset="fashion-mnist", holdout=0.1).load(seed=0)
     assert (len(train), len(held_out), name) == (3_600, 400, "0.1 of train")
