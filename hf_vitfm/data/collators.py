@@ -47,6 +47,8 @@ def collate_labelled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def _stack_labels(labels: list[Any]) -> Tensor:
+    if any(isinstance(label, str) for label in labels):
+        raise ValueError("class names must be numbers here; `load_images` turns a column of names into class ids.")
     targets = [torch.as_tensor(label) for label in labels]
     shapes = sorted({tuple(target.shape) for target in targets})
     if len(shapes) > 1:

@@ -244,6 +244,8 @@ class VitfmViTConfig(PreTrainedConfig):
             raise ValueError(f"`num_register_tokens` must not be negative; got {self.num_register_tokens}.")
 
     def _check_head(self):
+        if self.id2label is not None and sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(f"`id2label` must have the keys 0 to n - 1; got {sorted(self.id2label)[:10]}.")
         if self.representation_size is not None and self.representation_size < 1:
             raise ValueError(
                 "`representation_size` must be at least 1, or None for no pre-logits layer; "

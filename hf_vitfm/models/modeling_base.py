@@ -149,6 +149,12 @@ class VitfmPreTrainedModel(PreTrainedModel):
             config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
             config = cls.config_class.from_dict(config.to_dict(), **overrides)
+        saved_type = saved.get("position_embedding_type", "learned")
+        if config.position_embedding_type == "sincos" != saved_type:
+            raise ValueError(
+                f"{str(source)!r} has learned positions, which `position_embedding_type='sincos'` cannot turn into the "
+                "fixed table. Leave the field out, or build a new model from a configuration."
+            )
         # Load at the size the file was saved at, then resize: works for any file layout, device map and dtype.
         image_size, saved_size = config.image_size, saved.get("image_size", config.image_size)
         if as_pair(image_size) != as_pair(saved_size):

@@ -100,7 +100,8 @@ def _check_class_ids(labels: Tensor, logits: Tensor) -> None:
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if high >= num_labels or (low < 0 and low != IGNORE_INDEX):
+            remedy = f"Load the model with `num_labels={high + 1}` or correct" if high >= num_labels else "Correct"
             raise ValueError(
                 f"Class ids must be 0 to {num_labels - 1} (or {IGNORE_INDEX} to ignore a row); got {low} to {high}. "
-                f"Load the model with `num_labels={high + 1}` or correct the labels."
+                f"{remedy} the labels."
             )

@@ -10,8 +10,8 @@ class VisionTrainingArguments(TrainingArguments):
     """`TrainingArguments` plus the settings that the ViT, MAE and CLIP papers use.
 
     Defaults that differ from transformers': no gradient clipping (`max_grad_norm=0`; set it where the paper clips),
-    the incomplete last global batch is dropped, cosine schedule, columns are kept for the transforms, a loss that is
-    not finite stops the run instead of being averaged away, and DDP does not search for unused parameters each step.
+    the incomplete last global batch is dropped, cosine schedule, columns are kept for the transforms, and a loss that
+    is not finite stops the run instead of being averaged away.
 
     Args:
         base_learning_rate: learning rate per 256 images: `learning_rate` = this x global batch / 256. Give one of both.
@@ -37,19 +37,29 @@ class VisionTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "drop the incomplete last global batch"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "hide losses that are not finite"})
 
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "search for unused parameters"})
-
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay` must be in (0, 1]; got {self.layer_decay}.")
         if not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"`label_smoothing_factor` must be in [0, 1); got {self.label_smoothing_factor}.")
+        scale = self.crop_scale
+        if not isinstance(scale, (list, tuple)) or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(
+                f"`crop_scale` must be two shares of the area, 0 < smallest <= largest <= 1; got {scale!r}."
+            )
         default = TrainingArguments.__dataclass_fields__["learning_rate"].default
         if self.base_learning_rate is not None and self.learning_rate != default:
             raise ValueError(
                 f"Give `base_learning_rate` or `learning_rate`, not both; got {self.base_learning_rate} and "
                 f"{self.learning_rate}."
+            )
+        if self.min_learning_rate < 0 or (
+            self.base_learning_rate is None and self.min_learning_rate > self.learning_rate
+        ):
+            raise ValueError(
+                f"`min_learning_rate` must be between 0 and the learning rate {self.learning_rate}; "
+                f"got {self.min_learning_rate}."
             )
         if self.max_grad_norm is None:
             self.max_grad_norm = 0.0

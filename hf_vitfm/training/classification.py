@@ -5,7 +5,7 @@ import torch
 
 from ..data.collators import collate_labelled
 from ..evaluation.metrics import classification_metrics, summarize_logits
-from ..models.modeling_losses import classification_loss, resolve_problem_type
+from ..models.modeling_losses import IGNORE_INDEX, classification_loss, resolve_problem_type
 from .trainer import VisionTrainer
 
 
@@ -39,12 +39,18 @@ class ImageClassificationTrainer(VisionTrainer):
     def _check_classes(self) -> list[str]:
         config = self.model.config
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-            feature = (getattr(dataset, "features", None) or {}).get("label")
-            classes = getattr(feature, "names", None)
+            features = getattr(dataset, "features", None) or {}
+            classes = getattr(features.get("labels") or features.get("label"), "names", None)
             if classes is not None and len(classes) != config.num_labels:
                 raise ValueError(
                     f"`{name}` has {len(classes)} classes, the model {config.num_labels} outputs. Load the model with "
                     f"`num_labels={len(classes)}` (and `ignore_mismatched_sizes=True` to replace its head)."
+                )
+            own = [config.id2label[i] for i in range(config.num_labels)]
+            if classes is not None and classes != own and sorted(classes) == sorted(own):
+                raise ValueError(
+                    f"`{name}` numbers the classes otherwise than the model: {', '.join(classes[:5])}, ... against "
+                    f"{', '.join(own[:5])}, ... Cast its label column to the model's order."
                 )
         return [config.id2label[i] for i in range(config.num_labels)]
 
@@ -82,14 +88,16 @@ class ImageClassificationTrainer(VisionTrainer):
         logits = logits[0] if isinstance(logits, tuple) else logits
         if self._gather_logits or labels is None or not self._single_label(labels):
             return logits
-        return summarize_logits(logits, labels)
+        return summarize_logits(logits, labels.clamp(min=0))  # ignored rows are left out below
 
     def _compute_metrics(self, prediction) -> dict[str, float]:
         predictions, labels = prediction.predictions, torch.as_tensor(np.asarray(prediction.label_ids))
         if not self._single_label(labels):
             return {}
         if self._gather_logits:
-            predictions = summarize_logits(torch.as_tensor(predictions), labels)
+            predictions = summarize_logits(torch.as_tensor(predictions), labels.clamp(min=0))
+        kept = labels != IGNORE_INDEX
+        predictions, labels = torch.as_tensor(predictions)[kept], labels[kept]
         metrics = classification_metrics(predictions, labels, self.class_names)
         metrics.pop("per_class")
         return metrics

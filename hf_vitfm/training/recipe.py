@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
 from ..data.datasets import load_images, split_off
+from ..models.configuration_vit import VitfmViTConfig
+from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
 
 
@@ -37,7 +39,10 @@ SMOKE_TRAINING = {
     "save_strategy": "no",
     "load_best_model_at_end": False,
     "crop_padding": None,
+    "dataloader_prefetch_factor": None,
+    "dataloader_persistent_workers": False,
     "bf16": False,
+    "fp16": False,
     "torch_compile": False,
     "report_to": "none",
 }
@@ -64,10 +69,14 @@ class DataArguments:
 
     def describe(self) -> dict:
         """What the model card says of the data set."""
+        if self.smoke:
+            return {"name": "Fashion-MNIST (smoke run)", "id": "fashion-mnist", "license": "mit"}
         return {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
 
     def load(self, seed: int):
         """Load the data: (training rows, evaluation rows, name of the evaluation split)."""
+        if self.eval_split is not None and self.holdout is not None:
+            raise ValueError("Give `eval_split` or `holdout`, not both.")
         if self.smoke:
             splits = load_images("fashion-mnist")
             return (
@@ -112,45 +121,65 @@ def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = 
         description=description,
         usage="%(prog)s CONFIG.yaml [--smoke] [--OPTION VALUE ...]    (--help lists the options)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("config", help="YAML file with the recipe's settings")
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = {}
-    if argv and not argv[0].startswith("-"):
-        settings = _read_yaml(argv[0], argument_classes, parser)
-        for action in parser._actions:
-            if action.dest in settings:
-                action.required = False
-        parser.set_defaults(**settings)
-    for action in parser._actions:
-        if action.type is dict:  # --model '{drop_path_rate: 0.1}' goes over the file's entries
-            action.type = functools.partial(_merge, settings.get(action.dest) or {})
-    if "--smoke" in argv:
-        smoke = {**SMOKE_TRAINING, "output_dir": f"{parser.get_default('output_dir')}-smoke"}
-        parser.set_defaults(**{key: value for key, value in smoke.items() if _has(argument_classes, key)})
-    namespace = parser.parse_args(argv)
-    values = vars(namespace)
+    if argv and argv[0] not in ("-h", "--help") and argv[0].startswith("-"):
+        parser.error(f"the configuration file comes first: CONFIG.yaml {' '.join(argv)}")
+    settings = _read_yaml(argv[0], argument_classes, parser) if argv and not argv[0].startswith("-") else {}
+    _set_defaults(parser, settings)
+    values = vars(parser.parse_args(argv))
+    adjusted = _adjust(values, settings, argument_classes)
+    if adjusted:
+        _set_defaults(parser, adjusted)
+        values = vars(parser.parse_args(argv))
+    if str(values.get("resume_from_checkpoint")).lower() in ("true", "false"):
+        values["resume_from_checkpoint"] = values["resume_from_checkpoint"].lower() == "true"
     return tuple(
         cls(**{item.name: values[item.name] for item in fields(cls) if item.init}) for cls in argument_classes
     )
 
 
+def _set_defaults(parser: HfArgumentParser, settings: dict) -> None:
+    for action in parser._actions:
+        if action.dest in settings:
+            action.required = False
+            if action.type is dict:  # --model '{drop_path_rate: 0.1}' goes over the file's entries
+                action.type = functools.partial(_merge, settings[action.dest] or {})
+    parser.set_defaults(**settings)
+
+
+def _adjust(values: dict, settings: dict, argument_classes: Sequence[type]) -> dict:
+    """Defaults that other values make void: a smoke run's, and what the file says of a data set that is not used."""
+    adjusted = {}
+    if values.get("dataset") != settings.get("dataset"):
+        describing = ("title", "license", "eval_split", "train_split", "image_column", "label_column")
+        known = {item.name: item.default for cls in argument_classes for item in fields(cls)}
+        adjusted = {name: known[name] for name in describing if name in settings}
+    if values.get("smoke"):
+        smoke = {**SMOKE_TRAINING, "output_dir": f"{settings.get('output_dir', 'outputs/run')}-smoke"}
+        adjusted |= {name: value for name, value in smoke.items() if name in values}
+    return adjusted
+
+
 def _merge(settings: dict, text: str) -> dict:
-    options = yaml.safe_load(text)
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError:
+        options = None
     if not isinstance(options, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a mapping; write '{{drop_path_rate: 0.1}}'")
     return {**settings, **options}
 
 
-def _has(argument_classes: Sequence[type], key: str) -> bool:
-    return any(key in cls.__dataclass_fields__ for cls in argument_classes)
-
-
 def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
     try:
-        settings = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         parser.error(f"cannot read the configuration {path!r}: {error}")
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        parser.error(f"{path} must hold `key: value` lines; got {type(settings).__name__}.")
     known = {item.name: item for cls in argument_classes for item in fields(cls) if item.init}
     for key, value in settings.items():
         if key not in known:
@@ -159,7 +188,51 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
             parser.error(f"{path}: unknown key {key!r}.{hint}")
         if isinstance(value, str) and known[key].type in (float, float | None, int, int | None):
             parser.error(f"{path}: {key}: {value!r} is text, not a number; write 1.0e-4 in place of 1e-4.")
+        if known[key].type is dict and not isinstance(value, dict):
+            parser.error(f"{path}: {key} must be a mapping such as {{drop_path_rate: 0.1}}; got {value!r}.")
+        if key.endswith("_strategy") and value is False:
+            parser.error(f'{path}: {key}: YAML reads a bare no as False; write {key}: "no".')
     return settings
+
+
+# First components of the names of heads, in the classifiers of transformers and here.
+_HEADS = ("classifier", "distillation_classifier", "cls_classifier", "head")
+# What another pooling leaves behind or needs: `pooling="mean"` has a norm of its own.
+_POOLING = ("vit.fc_norm.", "vit.layernorm.")
+
+
+def load_for_fine_tuning(checkpoint: str, **fields):
+    """Load an image classifier with a new head; every other weight has to come from the checkpoint.
+
+    Args:
+        checkpoint: Hub id or folder; ViT is loaded as ours, other models by `AutoModelForImageClassification`.
+        **fields: of the configuration: `id2label`, `label2id`, `image_size`, `drop_path_rate`, ...
+
+    Raises:
+        ValueError: if weights other than the head's are missing or have another shape.
+    """
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type in ("vit", VitfmViTConfig.model_type):
+        fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (ViT, section 3.2)
+        model_class = ViTForImageClassification
+    else:
+        model_class = AutoModelForImageClassification
+        if not hasattr(config, "image_size"):
+            fields.pop("image_size", None)  # convolutions take any size
+        unknown = [name for name in fields if not hasattr(config, name)]
+        if unknown:
+            raise ValueError(f"{type(config).__name__} of {checkpoint!r} has no field {', '.join(unknown)}.")
+    model, info = model_class.from_pretrained(
+        checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+    )
+    lost = [name for name in info["missing_keys"] if not name.startswith((*_HEADS, *_POOLING))]
+    lost += [name for name, *_ in info["mismatched_keys"] if not name.startswith(_HEADS)]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} weights of {checkpoint!r} do not fit the configuration and would start at random: "
+            f"{', '.join(sorted(lost)[:5])}. Only the head may differ; correct {', '.join(sorted(fields))}."
+        )
+    return model
 
 
 # Settings that say nothing about what was trained: folders, identifiers, logging, what was asked for on the way.
@@ -181,6 +254,8 @@ def training_settings(args: VisionTrainingArguments) -> dict:
         is_plain = isinstance(value, (bool, int, float, str))
         if is_told and is_plain and (item.name in _ALWAYS_ON_A_CARD or (value != default and value is not False)):
             settings[item.name] = value
+    if "max_steps" in settings:
+        settings.pop("num_train_epochs", None)
     if settings.get("optim") == "sgd":
         settings["momentum"] = args.momentum
     return settings

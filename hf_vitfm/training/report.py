@@ -12,18 +12,30 @@ import torchvision
 import transformers
 
 from ..cards.figures import draw_confusion, draw_curves, draw_examples
-from ..cards.model_card import create_model_card
+from ..cards.model_card import MARKER, create_model_card
+from ..cards.redact import redact, redact_command
 from ..evaluation.metrics import classification_metrics, confusion_matrix, summarize_logits
 from ..version import __version__
+from .arguments import VisionTrainingArguments
 from .classification import ImageClassificationTrainer
 from .recipe import training_settings
 
 
-def describe_hardware() -> str:
+def describe_hardware(args: VisionTrainingArguments) -> str:
     """The devices that a run uses, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    count = args.world_size * max(1, args.n_gpu)
+    if args.device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(args.device)}"
+    return f"{args.device.type} ({platform.machine()}), {count} processes of {torch.get_num_threads()} threads"
+
+
+def check_output(directory: str) -> None:
+    """Refuse an output folder whose README.md is somebody's own text, before any time is spent on training."""
+    card = Path(directory) / "README.md"
+    if card.exists() and MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(
+            f"{card} was not written by a run like this one. Move it away, or choose another folder."
+        )
 
 
 def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict) -> dict:
@@ -67,11 +79,12 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
             "torchvision": torchvision.__version__,
             "python": platform.python_version(),
         },
-        "hardware": describe_hardware(),
+        "hardware": describe_hardware(trainer.args),
         "parameters": trainer.model.num_parameters(),
         "per_class": classification_metrics(summary, labels, names)["per_class"],
         **run,
     }
+    record = redact({**record, "command": redact_command(record["command"])})
     (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     create_model_card(directory)
     return prediction.metrics
@@ -91,5 +104,5 @@ def print_summary(metrics: dict, directory, seconds: float | None = None) -> Non
     if seconds is not None:
         lines.append(f"training took {seconds:.0f} s")
     lines.append(f"model, card and pictures: {directory} (README.md, curves.png, confusion.png, examples.png)")
-    lines.append(f"share it: hf upload YOUR_NAME/MODEL_NAME {directory} --exclude 'checkpoint-*/*'")
+    lines.append(f"share it: hf upload YOUR_NAME/MODEL_NAME {directory} --exclude 'checkpoint-*/*' training_args.bin")
     sys.stdout.write("\n".join(lines) + "\n")

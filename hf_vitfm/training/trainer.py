@@ -1,12 +1,14 @@
 """The base of all trainers here: order of samples, parameter groups, schedules, and a stop on a loss that is not finite."""
 
 import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.order import EpochOrder, ImageView
 from ..data.transforms import build_transform
+from ..models.modeling_base import VitfmPreTrainedModel
 from .arguments import VisionTrainingArguments
 from .optimization import parameter_groups
 from .schedules import DECAYS, warmup_decay
@@ -58,6 +60,8 @@ class VisionTrainer(Trainer):
             train_transform = train_transform or build_transform(processing_class, train=True, **options)
             eval_transform = eval_transform or build_transform(processing_class)
         self.train_transform, self.eval_transform = train_transform, eval_transform
+        if args.ddp_find_unused_parameters is None and isinstance(model, VitfmPreTrainedModel):
+            args.ddp_find_unused_parameters = False  # ours use all, and the search costs time in every step
         if args.base_learning_rate is not None:
             args.learning_rate, args.base_learning_rate = args.peak_learning_rate, None
         super().__init__(
@@ -74,6 +78,11 @@ class VisionTrainer(Trainer):
         """Batches of (seed, epoch, sample)-addressed views of the training rows."""
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`.")
+        if self.args.world_size > 1 and not self.args.dataloader_drop_last:
+            raise ValueError(
+                "On several processes the incomplete last global batch would be filled up with rows of the first one. "
+                "Set `dataloader_drop_last=True`."
+            )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.train_order = EpochOrder(
             len(self.train_dataset), seed, self.args.global_batch_size, self.args.dataloader_drop_last
@@ -109,6 +118,8 @@ class VisionTrainer(Trainer):
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:
             raise ValueError("Evaluation needs an `eval_dataset`.")
+        if len(dataset) == 0:
+            raise ValueError("The evaluation set is empty.")
         return ImageView(dataset, self.eval_transform)
 
     def create_optimizer(self, model=None):
@@ -116,10 +127,19 @@ class VisionTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             args = self.args
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+            own_groups = {"params", "model", "optimizer_dict"} & set(options)
+            if own_groups or not isinstance(optimizer_class, type) or not issubclass(optimizer_class, Optimizer):
+                if args.layer_decay != 1.0:
+                    raise ValueError(
+                        f"`layer_decay` cannot be used with `optim={args.optim}`, which makes groups itself."
+                    )
+                return super().create_optimizer(model)
             if issubclass(optimizer_class, torch.optim.SGD):
                 options.setdefault("momentum", args.momentum)
-            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+            groups = parameter_groups(
+                model, options.get("lr", args.learning_rate), args.weight_decay, args.layer_decay
+            )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -128,6 +148,8 @@ class VisionTrainer(Trainer):
         name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
         decay = name.removesuffix("_with_warmup")
         if decay not in DECAYS or self.args.lr_scheduler_kwargs:
+            if self.args.min_learning_rate:
+                raise ValueError(f"`min_learning_rate` goes with the schedules linear and cosine; got {name!r}.")
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             min_ratio = self.args.min_learning_rate / self.args.learning_rate if self.args.learning_rate else 0.0
@@ -135,6 +157,9 @@ class VisionTrainer(Trainer):
             self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: the card is written from the results files, after the final evaluation (`cards.create_model_card`)."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass; all processes stop together if any loss is not finite."""
@@ -144,9 +169,10 @@ class VisionTrainer(Trainer):
             broken = broken.float()
             torch.distributed.all_reduce(broken, op=torch.distributed.ReduceOp.MAX)
         if broken:
+            where = "not finite on another process" if torch.isfinite(loss) else loss.item()
             checkpoint = get_last_checkpoint(self.args.output_dir) if self.state.global_step else None
             raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}. The last checkpoint is "
+                f"The loss is {where} at step {self.state.global_step + 1}. The last checkpoint is "
                 f"{checkpoint or 'not there yet'}. Lower the learning rate, lengthen the warm-up, clip gradients "
                 "(`max_grad_norm=1.0`), or use bf16 in place of fp16."
             )

@@ -7,16 +7,18 @@ ViT paper (Dosovitskiy et al. 2021), section 4.1 and appendix B.1.1. One command
 On several devices put `accelerate launch` in the place of `python`. `--smoke` runs any configuration in seconds.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
+from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
 
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, load_image_processor
+from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
-from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, parse_recipe
-from hf_vitfm.training.report import print_summary, report_classification
+from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
+from hf_vitfm.training.report import check_output, print_summary, report_classification
 
 
 @dataclass
@@ -25,35 +27,25 @@ class ModelArguments:
 
     checkpoint: str | None = field(default=None, metadata={"help": "Hub id or folder to start from"})
     variant: str | None = field(default=None, metadata={"help": "from scratch: B/16, L/16, ..."})
-    image_size: int = field(default=224, metadata={"help": "pixels; positions are resized to it"})
+    image_size: int | None = field(
+        default=None, metadata={"help": "pixels; by default the checkpoint's own, 224 from scratch"}
+    )
     model: dict = field(default_factory=dict, metadata={"help": "more fields of the model's configuration"})
 
 
 def build(args: ModelArguments, class_names: list[str], smoke: bool):
     """Model and image processor for the classes; the head of a checkpoint is replaced if it has other classes."""
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
-    fields = {"image_size": args.image_size, **args.model, **labels}
+    if args.checkpoint is not None and not smoke:
+        fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
+        model = load_for_fine_tuning(args.checkpoint, **fields, **labels)
+        return model, load_image_processor(args.checkpoint, image_size=args.image_size)
+    fields = {"image_size": args.image_size or 224, **args.model, **labels}
     if smoke:
-        fields = {
-            **{name: value for name, value in fields.items() if name in labels or name == "pooling"},
-            **SMOKE_MODEL,
-        }
-    if args.checkpoint is None or smoke:
-        config = (
-            ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
-        )
-        size = {"height": config.image_size, "width": config.image_size}
-        return ViTForImageClassification(config), ViTImageProcessor(size=size)
-    processor = load_image_processor(args.checkpoint, image_size=args.image_size)
-    config = AutoConfig.from_pretrained(args.checkpoint)
-    if config.model_type in ("vit", ViTConfig.model_type):
-        fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (section 3.2)
-        load = ViTForImageClassification.from_pretrained
-    else:
-        load = AutoModelForImageClassification.from_pretrained
-        if not hasattr(config, "image_size"):  # convolutions take any size
-            fields.pop("image_size")
-    return load(args.checkpoint, ignore_mismatched_sizes=True, **fields), processor
+        fields = {**labels, **SMOKE_MODEL, "pooling": args.model.get("pooling", "cls")}
+    config = ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
+    height, width = as_pair(config.image_size)
+    return ViTForImageClassification(config), ViTImageProcessor(size={"height": height, "width": width})
 
 
 def check_reload(directory: str, rows) -> None:
@@ -79,9 +71,15 @@ def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, training_args = parse_recipe(classes, argv, description=__doc__)
     set_seed(training_args.seed)
 
+    check_output(training_args.output_dir)
+
     # 1. Data
     train_rows, eval_rows, split = data_args.load(training_args.seed)
-    class_names = train_rows.features["label"].names
+    class_names = getattr(train_rows.features["label"], "names", None)
+    if class_names is None:
+        raise ValueError(
+            "This recipe needs one class per image; the label column holds numbers that are no class ids."
+        )
     # 2. Model and image processor
     model, processor = build(model_args, class_names, data_args.smoke)
     # 3. Train
@@ -99,8 +97,13 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.save_metrics("train", result.metrics)
     # 4. Evaluate, draw, write the card
     dataset = {**data_args.describe(), "evaluation_split": split}
-    run = {"recipe": "recipes/vit/finetune.py", "config": argv[0], "base_model": model_args.checkpoint}
-    metrics = report_classification(trainer, dataset, {**run, "command": f"python {run['recipe']} {' '.join(argv)}"})
+    run = {
+        "recipe": "recipes/vit/finetune.py",
+        "config": argv[0],
+        "command": shlex.join(["python", "recipes/vit/finetune.py", *argv]),
+        "base_model": None if data_args.smoke else model_args.checkpoint,
+    }
+    metrics = report_classification(trainer, dataset, run)
     if trainer.is_world_process_zero():
         check_reload(training_args.output_dir, eval_rows)
         metrics["eval_samples"] = len(eval_rows)
