@@ -1,4 +1,4 @@
-"""Vision-transformer foundation models (ViT, MAE, CLIP) for the Hugging Face ecosystem.
+"""Vision-transformer foundation models for the Hugging Face ecosystem.
 
 Importing this package registers its models with transformers' Auto classes; every other public name is imported when
 it is first used.

@@ -287,3 +287,8 @@ def test_two_labels_are_the_default_and_keep_the_pre_logits_layer(tmp_path):
     ViTConfig(**{**FIELDS, "num_labels": 2}, representation_size=24).save_pretrained(tmp_path)
     config = ViTConfig.from_pretrained(tmp_path, num_labels=2)
     assert (config.num_labels, config.representation_size) == (2, 24)
+
+
+def test_class_names_with_a_gap_are_an_error():
+    with pytest.raises(ValueError, match="keys 0 to n - 1"):
+        ViTConfig(id2label={0: "a", 2: "b"})

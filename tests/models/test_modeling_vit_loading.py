@@ -249,3 +249,8 @@ def test_raw_state_dict_of_a_saved_file_loads_as_trainer_does(folder, classifier
     other = ViTForImageClassification(classifier.config)
     other.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     assert_same_weights(other.state_dict(), classifier.state_dict())
+
+
+def test_learned_positions_do_not_become_a_table(folder):
+    with pytest.raises(ValueError, match="has learned positions"):
+        ViTForImageClassification.from_pretrained(folder, position_embedding_type="sincos")

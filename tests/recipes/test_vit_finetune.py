@@ -14,7 +14,7 @@ from transformers import ViTForImageClassification as TheirViT
 from hf_vitfm import ViTConfig as OurConfig
 from hf_vitfm.data.samples import load_sample
 from hf_vitfm.training.arguments import VisionTrainingArguments
-from hf_vitfm.training.recipe import DataArguments, parse_recipe
+from hf_vitfm.training.recipe import DataArguments, load_for_fine_tuning, parse_recipe
 from recipes.vit import finetune
 
 
@@ -49,6 +49,29 @@ def test_every_config_smokes(path, tmp_path):
     assert card.data.eval_results[0].metric_value == pytest.approx(results["eval_top1"], abs=1e-3)
     rows = load_sample("fashion-mnist")["test"]
     assert len(pipeline("image-classification", model=str(tmp_path), device="cpu")(rows[0]["image"])) == 5
+
+
+def test_a_smoke_run_says_what_it_was(tmp_path):
+    token = "hf_" + "a" * 34
+    argv = ["recipes/vit/configs/finetune_b16_in1k.yaml", "--smoke", "--use_cpu", "--output_dir", str(tmp_path / "run")]
+    finetune.main([*argv, "--hub_token", token])
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Fashion-MNIST (smoke run)" in card
+    assert "imagenet" not in card.split("---")[1] and "base_model" not in card.split("---")[1]
+    run = (tmp_path / "run" / "run.json").read_text()
+    assert token not in run and str(tmp_path) not in run
+
+
+def test_somebody_elses_readme_stops_the_run_before_training(tmp_path):
+    (tmp_path / "README.md").write_text("my notes")
+    with pytest.raises(FileExistsError, match="Move it away"):
+        finetune.main(["recipes/vit/configs/quickstart.yaml", "--smoke", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "README.md").read_text() == "my notes"
+
+
+def test_another_data_set_does_not_inherit_title_and_licence():
+    _, data, _ = parse("recipes/vit/configs/quickstart.yaml", "--dataset", "some/where", "--use_cpu")
+    assert data.describe() == {"name": "some/where", "id": "some/where", "license": None}
 
 
 def test_two_processes_make_one_run(two_processes, tmp_path):
@@ -96,6 +119,36 @@ def test_a_missing_config_is_named(capsys):
     assert "cannot read the configuration 'nowhere.yaml'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "must hold `key: value` lines; got list"),
+        ("1: 2\n", "must hold `key: value` lines"),
+        ("dataset: x\nsave_strategy: no\n", 'write save_strategy: "no"'),
+        ("dataset: x\nmodel: [1]\n", "model must be a mapping"),
+    ],
+)
+def test_files_of_another_form_are_named(tmp_path, capsys, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse(str(tmp_path / "config.yaml"))
+    assert message in capsys.readouterr().err
+
+
+def test_the_configuration_comes_first(capsys):
+    with pytest.raises(SystemExit):
+        parse("--smoke", "recipes/vit/configs/quickstart.yaml")
+    assert "the configuration file comes first" in capsys.readouterr().err
+
+
+def test_smoke_is_what_the_parsed_value_says():
+    _, data, training = parse("recipes/vit/configs/quickstart.yaml", "--smoke", "false")
+    assert (data.smoke, training.max_steps) == (False, -1)
+    _, data, training = parse("recipes/vit/configs/quickstart.yaml", "--smoke=true", "--resume_from_checkpoint", "true")
+    assert (data.smoke, training.max_steps, training.output_dir) == (True, 2, "outputs/quickstart-smoke")
+    assert training.resume_from_checkpoint is True
+
+
 def test_options_go_over_the_file(tmp_path):
     path = write(tmp_path / "config.yaml", **BASE, learning_rate=0.5, crop_scale=[0.2, 1.0])
     _, data, training = parse(path, "--learning_rate", "0.25", "--dataset", "emoji", "--use_cpu")
@@ -133,6 +186,28 @@ def test_a_checkpoint_of_transformers_gets_a_new_head_and_size(tmp_path):
     assert model.config.id2label == {0: "cat", 1: "dog", 2: "bird"}
     assert torch.count_nonzero(model.classifier.weight) == 0
     assert (model.config.image_size, processor.size["height"], model.config.drop_path_rate) == (32, 32, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"hidden_size": 32}, "do not fit"), ({"num_hidden_layers": 4}, "vit.encoder.layers.2")],
+)
+def test_fine_tuning_refuses_weights_that_would_start_at_random(tmp_path, fields, message):
+    model, _ = finetune.build(finetune.ModelArguments(), ["cat", "dog"], smoke=True)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_for_fine_tuning(str(tmp_path), **fields)
+    assert load_for_fine_tuning(str(tmp_path), pooling="mean", num_labels=5).config.num_labels == 5
+
+
+def test_positions_that_cannot_be_resized_are_refused(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.DeiTConfig(**sizes, image_size=16, patch_size=8)
+    transformers.DeiTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="position_embeddings"):
+        load_for_fine_tuning(str(tmp_path), image_size=32)
+    with pytest.raises(ValueError, match="has no field pooling"):
+        load_for_fine_tuning(str(tmp_path), pooling="mean")
 
 
 @pytest.mark.parametrize("kind", ["swin", "resnet"])

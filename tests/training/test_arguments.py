@@ -34,6 +34,8 @@ def test_the_base_learning_rate_scales_with_the_global_batch():
         ({"layer_decay": 0.0}, "layer_decay"),
         ({"layer_decay": 1.5}, "layer_decay"),
         ({"label_smoothing_factor": 1.0}, "label_smoothing_factor"),
+        ({"crop_scale": 0.5}, "crop_scale"),
+        ({"min_learning_rate": 1.0}, "min_learning_rate"),
     ],
 )
 def test_bad_values_are_errors(options, message):

@@ -172,6 +172,45 @@ def test_a_wrong_number_of_classes_is_an_error_before_training(tmp_path):
         make_trainer(tmp_path, rows=rows)
 
 
+def test_classes_in_another_order_are_an_error_before_training(tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(names=["c", "b", "a"])})
+    rows = Dataset.from_dict({"image": [PILImage.new("RGB", (8, 8))], "label": [0]}, features=features)
+    model = make_model(id2label={0: "a", 1: "b", 2: "c"})
+    with pytest.raises(ValueError, match="numbers the classes otherwise"):
+        make_trainer(tmp_path, model, rows=rows)
+
+
+def test_rows_without_a_class_count_nowhere(tmp_path):
+    rows = make_rows(9, seed=1)
+    ignored = [*rows, *({**row, "label": -100} for row in make_rows(5, seed=2))]
+    whole, partly = (make_trainer(tmp_path, eval_rows=chosen).evaluate() for chosen in (rows, ignored))
+    for name in ("eval_loss", "eval_top1", "eval_mean_per_class"):
+        assert partly[name] == pytest.approx(whole[name], rel=1e-6)
+
+
+def test_an_empty_evaluation_set_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="empty"):
+        make_trainer(tmp_path, eval_rows=[]).evaluate()
+
+
+def test_an_optimizer_that_is_given_is_used(tmp_path):
+    trainer = ImageClassificationTrainer(
+        model=make_model(),
+        args=make_args(tmp_path),
+        train_dataset=make_rows(),
+        optimizer_cls_and_kwargs=(torch.optim.RMSprop, {"lr": 0.5}),
+    )
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.RMSprop) and optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_only_our_models_skip_the_search_for_unused_parameters(tmp_path):
+    assert make_trainer(tmp_path).args.ddp_find_unused_parameters is False
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    theirs = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes, num_labels=3))
+    assert make_trainer(tmp_path, theirs).args.ddp_find_unused_parameters is None
+
+
 def test_arguments_of_the_wrong_class_are_an_error(tmp_path):
     with pytest.raises(TypeError, match="VisionTrainingArguments"):
         ImageClassificationTrainer(model=make_model(), args=transformers.TrainingArguments(str(tmp_path)))

@@ -61,6 +61,19 @@ def test_evaluation_shards_rows_exactly(two_processes, tmp_path):
         assert metrics == pytest.approx({key: reference[key] for key in metrics}, rel=1e-6)
 
 
+def keep_incomplete_batches(output_dir) -> str:
+    try:
+        train(output_dir, dataloader_drop_last=False)
+    except ValueError as error:
+        return str(error)
+    return "finished"
+
+
+def test_an_incomplete_global_batch_is_refused_on_two_processes(two_processes, tmp_path):
+    for message in two_processes.run(keep_incomplete_batches, str(tmp_path)):
+        assert "dataloader_drop_last=True" in message
+
+
 def diverge(output_dir, rank_of_nan: int) -> str:
     import torch.distributed as dist
 
@@ -80,5 +93,6 @@ def diverge(output_dir, rank_of_nan: int) -> str:
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_both(two_processes, tmp_path):
-    for message in two_processes.run(diverge, str(tmp_path), 1):
-        assert "at step 1" in message
+    healthy, broken = two_processes.run(diverge, str(tmp_path), 1)
+    assert "The loss is not finite on another process at step 1" in healthy
+    assert "The loss is nan at step 1" in broken
