@@ -53,7 +53,13 @@ def test_every_config_smokes(path, tmp_path):
 
 def test_a_smoke_run_says_what_it_was(tmp_path):
     token = "hf_" + "a" * 34
-    argv = ["recipes/vit/configs/finetune_b16_in1k.yaml", "--smoke", "--use_cpu", "--output_dir", str(tmp_path / "run")]
+    argv = [
+        "recipes/vit/configs/finetune_b16_in1k.yaml",
+        "--smoke",
+        "--use_cpu",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     finetune.main([*argv, "--hub_token", token])
     card = (tmp_path / "run" / "README.md").read_text()
     assert "Fashion-MNIST (smoke run)" in card
@@ -144,7 +150,9 @@ def test_the_configuration_comes_first(capsys):
 def test_smoke_is_what_the_parsed_value_says():
     _, data, training = parse("recipes/vit/configs/quickstart.yaml", "--smoke", "false")
     assert (data.smoke, training.max_steps) == (False, -1)
-    _, data, training = parse("recipes/vit/configs/quickstart.yaml", "--smoke=true", "--resume_from_checkpoint", "true")
+    _, data, training = parse(
+        "recipes/vit/configs/quickstart.yaml", "--smoke=true", "--resume_from_checkpoint", "true"
+    )
     assert (data.smoke, training.max_steps, training.output_dir) == (True, 2, "outputs/quickstart-smoke")
     assert training.resume_from_checkpoint is True
 
