@@ -21,6 +21,8 @@ class VisionTrainingArguments(TrainingArguments):
         crop_scale: share of the image's area that the random resized crop takes, (smallest, largest).
         crop_padding: pixels: instead of the resized crop, pad by this and crop at random (small images).
         horizontal_flip: probability of a left-right flip.
+        class_weights: "balanced" weighs the training loss of every image with images / (classes x images of its class),
+            so that every class counts alike; only for one class per image.
     """
 
     base_learning_rate: float | None = field(default=None, metadata={"help": "learning rate per 256 images"})
@@ -30,6 +32,9 @@ class VisionTrainingArguments(TrainingArguments):
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0], metadata={"help": "area of the random crop"})
     crop_padding: int | None = field(default=None, metadata={"help": "pixels of padding before a random crop"})
     horizontal_flip: float = field(default=0.5, metadata={"help": "probability"})
+    class_weights: str | None = field(
+        default=None, metadata={"help": '"balanced": rare classes count as much as others'}
+    )
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "global gradient norm, 0 = no clipping"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "name of the schedule"})
@@ -48,6 +53,8 @@ class VisionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`crop_scale` must be two shares of the area, 0 < smallest <= largest <= 1; got {scale!r}."
             )
+        if self.class_weights not in (None, "balanced"):
+            raise ValueError(f'`class_weights` must be "balanced" or None; got {self.class_weights!r}.')
         default = TrainingArguments.__dataclass_fields__["learning_rate"].default
         if self.base_learning_rate is not None and self.learning_rate != default:
             raise ValueError(

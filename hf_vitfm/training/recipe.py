@@ -11,10 +11,11 @@ from pathlib import Path
 import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
-from ..data.datasets import load_images, split_off
+from ..data.datasets import load_images
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
+from .targets import hold_out
 
 
 # `--smoke`: any configuration in seconds, on the embedded images.
@@ -62,6 +63,9 @@ class DataArguments:
     holdout: float | None = field(
         default=None, metadata={"help": "evaluate on this share of the training split instead (to choose settings)"}
     )
+    holdout_if_missing: float | None = field(
+        default=None, metadata={"help": "the same, but only where the data has neither a validation nor a test split"}
+    )
     title: str | None = field(default=None, metadata={"help": "name of the data set for the card"})
     license: str | None = field(default=None, metadata={"help": "licence of the data set for the card, such as mit"})
     keep_in_memory: bool = field(default=False, metadata={"help": "decode all images once (small sets)"})
@@ -74,7 +78,11 @@ class DataArguments:
         return {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
 
     def load(self, seed: int):
-        """Load the data: (training rows, evaluation rows, name of the evaluation split)."""
+        """Load the data: (training rows, evaluation rows, name of the evaluation split).
+
+        Evaluated on are, the first that applies: the share `holdout` of the training rows, the split `eval_split`, the
+        split validation, the split test, the share `holdout_if_missing` of the training rows.
+        """
         if self.eval_split is not None and self.holdout is not None:
             raise ValueError("Give `eval_split` or `holdout`, not both.")
         if self.smoke:
@@ -86,9 +94,10 @@ class DataArguments:
             )
         splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
         train = self._split(splits, self.train_split)
-        if self.holdout is not None:
-            return *split_off(train, self.holdout, seed), f"{self.holdout:g} of {self.train_split}"
         name = self.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+        share = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
+        if share is not None:
+            return *hold_out(train, share, seed), f"{share:g} of {self.train_split}"
         if name is None:
             raise ValueError(
                 f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "

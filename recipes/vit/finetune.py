@@ -1,4 +1,4 @@
-"""Train or fine-tune a Vision Transformer (or any image classifier of the Hub) on labelled images.
+"""Train or fine-tune a Vision Transformer (or any image classifier of the Hub) on images with classes or numbers.
 
 ViT paper (Dosovitskiy et al. 2021), section 4.1 and appendix B.1.1. One command does the whole run:
 
@@ -19,6 +19,7 @@ from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.report import check_output, print_summary, report_classification
+from hf_vitfm.training.targets import REGRESSION, Targets, as_numbers, read_targets
 
 
 @dataclass
@@ -30,12 +31,18 @@ class ModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "pixels; by default the checkpoint's own, 224 from scratch"}
     )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "single_label_classification, multi_label_classification or regression; told from the labels"
+        },
+    )
     model: dict = field(default_factory=dict, metadata={"help": "more fields of the model's configuration"})
 
 
-def build(args: ModelArguments, class_names: list[str], smoke: bool):
-    """Model and image processor for the classes; the head of a checkpoint is replaced if it has other classes."""
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+def build(args: ModelArguments, targets: Targets, smoke: bool):
+    """Model and image processor for the targets; the head of a checkpoint is replaced if it has other outputs."""
+    labels = targets.config_fields
     if args.checkpoint is not None and not smoke:
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
         model = load_for_fine_tuning(args.checkpoint, **fields, **labels)
@@ -51,17 +58,14 @@ def build(args: ModelArguments, class_names: list[str], smoke: bool):
 def check_reload(directory: str, rows) -> None:
     """Load the finished model as its users will, by `from_pretrained` and by `pipeline`, and compare the two."""
     model = AutoModelForImageClassification.from_pretrained(directory)
-    pixels = load_image_processor(directory)(images=rows[0]["image"].convert("RGB"), return_tensors="pt")
+    image = rows[0]["image"].convert("RGB")
     with torch.no_grad():
-        expected = model(**pixels).logits.argmax(-1).item()
-    best = pipeline("image-classification", model=directory, device="cpu")(rows[0]["image"].convert("RGB"))[0]
-    if best["label"] != model.config.id2label[expected]:
-        raise RuntimeError(
-            f"from_pretrained and pipeline disagree: {model.config.id2label[expected]}, {best['label']}"
-        )
-    print(
-        f"reloaded with from_pretrained and pipeline: the first evaluation image is {best['label']!r} ({best['score']:.2f})"
-    )
+        logits = model(**load_image_processor(directory)(images=image, return_tensors="pt")).logits[0]
+    expected = model.config.id2label[logits.argmax().item()]
+    best = pipeline("image-classification", model=directory, device="cpu", function_to_apply="none")(image)[0]
+    if best["label"] != expected or abs(best["score"] - logits.max().item()) > 1e-3 * max(1, logits.abs().max()):
+        raise RuntimeError(f"from_pretrained and pipeline disagree: {expected} ({logits.max():.4g}), {best}")
+    print(f"reloaded with from_pretrained and pipeline: {best['label']!r} is largest for the first evaluation image")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -75,13 +79,12 @@ def main(argv: list[str] | None = None) -> dict:
 
     # 1. Data
     train_rows, eval_rows, split = data_args.load(training_args.seed)
-    class_names = getattr(train_rows.features["label"], "names", None)
-    if class_names is None:
-        raise ValueError(
-            "This recipe needs one class per image; the label column holds numbers that are no class ids."
-        )
+    problem_type = None if data_args.smoke else model_args.problem_type
+    if problem_type == REGRESSION:
+        train_rows, eval_rows = as_numbers(train_rows), as_numbers(eval_rows)
+    targets = read_targets(train_rows, problem_type)
     # 2. Model and image processor
-    model, processor = build(model_args, class_names, data_args.smoke)
+    model, processor = build(model_args, targets, data_args.smoke)
     # 3. Train
     if data_args.keep_in_memory:
         train_rows, eval_rows = list(train_rows), list(eval_rows)

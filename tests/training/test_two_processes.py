@@ -53,6 +53,15 @@ def test_two_processes_equal_one_with_adamw_and_smoothing(two_processes, tmp_pat
     assert_equal_runs(runs, reference, 1e-10, skip_key_bias=True)
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_two_processes_equal_one_with_class_weights(two_processes, tmp_path, soft):
+    options = {"class_weights": "balanced", "imbalanced": True, "soft": soft}
+    reference = train(tmp_path, **options)
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    runs = two_processes.run(train, str(tmp_path), **options, **split)
+    assert_equal_runs(runs, reference, 1e-10)
+
+
 def test_evaluation_shards_rows_exactly(two_processes, tmp_path):
     reference = train(tmp_path, eval_rows=13, per_device_eval_batch_size=4)["metrics"]
     for run in two_processes.run(train, str(tmp_path), eval_rows=13, per_device_eval_batch_size=4):

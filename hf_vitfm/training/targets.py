@@ -1,0 +1,137 @@
+"""What the labels of a data set are: classes, several labels, or numbers; and the names of the outputs they need."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.datasets import split_off
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a model has to predict.
+
+    Args:
+        problem_type: as transformers' configurations name it.
+        names: of the outputs, in order.
+    """
+
+    problem_type: str
+    names: list[str]
+
+    @property
+    def config_fields(self) -> dict:
+        """Fields of a model's configuration."""
+        return {
+            "problem_type": self.problem_type,
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: i for i, name in enumerate(self.names)},
+        }
+
+
+def read_targets(dataset: "Dataset", problem_type: str | None = None) -> Targets:
+    """Tell from the column `label` what there is to predict.
+
+    Args:
+        dataset: rows as `load_images` gives them.
+        problem_type: one of single_label_classification, multi_label_classification, regression. None: class ids are one
+            class per image, vectors of 0 and 1 several labels, other vectors and single numbers regression.
+
+    Raises:
+        ValueError: if the problem type is unknown or does not fit the labels.
+    """
+    if problem_type not in (None, SINGLE, MULTI, REGRESSION):
+        raise ValueError(f"`problem_type` must be one of {SINGLE}, {MULTI}, {REGRESSION}; got {problem_type!r}.")
+    names = getattr(dataset.features["label"], "names", None)
+    if names is not None and problem_type in (None, SINGLE):
+        return Targets(SINGLE, names)
+    values = _numbers(dataset)
+    is_multi_hot = values.ndim == 2 and bool(np.isin(values[~np.isnan(values)], (0, 1)).all())
+    kind = problem_type or (MULTI if is_multi_hot else REGRESSION)
+    if kind == MULTI and not is_multi_hot:
+        raise ValueError(
+            f"{MULTI} needs one vector of 0 and 1 per image; the labels are numbers of the shape {values.shape[1:]} "
+            f"from {np.nanmin(values):g} to {np.nanmax(values):g}. Leave `problem_type` out, or correct the labels."
+        )
+    if kind == SINGLE:
+        raise ValueError(
+            f"{SINGLE} needs one class per image here; the labels are {dataset.features['label']}. "
+            "`ImageClassificationTrainer` takes rows of probabilities."
+        )
+    return Targets(kind, output_names(dataset, 1 if values.ndim == 1 else values.shape[1]))
+
+
+def output_names(dataset: "Dataset", count: int) -> list[str]:
+    """Names of the outputs for labels that are vectors or numbers."""
+    return [f"output {i}" for i in range(count)]
+
+
+def as_numbers(dataset: "Dataset") -> "Dataset":
+    """Turn classes whose names are numbers ("3", "17.5": folders named by age, say) into these numbers.
+
+    Raises:
+        ValueError: if a class has another name.
+    """
+    import datasets
+
+    names = getattr(dataset.features["label"], "names", None)
+    if names is None:
+        return dataset
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        raise ValueError(
+            f"{REGRESSION} needs numbers as labels; got classes: {', '.join(names[:5])}. Leave `problem_type` out to "
+            "predict classes, or name a column of numbers as `label_column`."
+        ) from None
+    labels = [numbers[label] for label in dataset["label"]]
+    return dataset.remove_columns("label").add_column("label", labels, feature=datasets.Value("float32"))
+
+
+def hold_out(dataset: "Dataset", share: float, seed: int) -> tuple["Dataset", "Dataset"]:
+    """Hold rows out of a data set: the same share of every class, or any rows where labels are no classes.
+
+    Args:
+        dataset: rows as `load_images` gives them.
+        share: share of rows to hold out, in (0, 1).
+        seed: chooses the rows.
+
+    Returns:
+        The rows that stay and the rows held out, both in their old order.
+
+    Raises:
+        ValueError: if the share is outside (0, 1) or leaves one side empty.
+    """
+    if getattr(dataset.features["label"], "names", None) is not None:
+        return split_off(dataset, share, seed)
+    total = round(share * len(dataset))
+    if not 0 < share < 1 or not 0 < total < len(dataset):
+        raise ValueError(f"The share to hold out of {len(dataset)} rows must leave rows on both sides; got {share}.")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.select(np.sort(order[total:])), dataset.select(np.sort(order[:total]))
+
+
+def _numbers(dataset: "Dataset") -> np.ndarray:
+    """(rows,) or (rows, outputs) float64; a missing number is NaN."""
+    labels = dataset.select_columns("label")["label"]
+    try:
+        return np.array([_as_floats(label) for label in labels], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "The column `label` must hold class ids, numbers, or vectors of one length; it holds "
+            f"{dataset.features['label']}. A missing number is written as NaN."
+        ) from None
+
+
+def _as_floats(label) -> float | list[float]:
+    if isinstance(label, list):
+        return [math.nan if value is None else value for value in label]
+    return math.nan if label is None else label
