@@ -23,6 +23,7 @@ from .results import (
     measured,
     measured_limits,
     problem_type,
+    purpose,
     required_results,
     results_section,
 )
@@ -220,7 +221,7 @@ def _introduction(config: dict, run: dict) -> str:
         origin = f"trained on {dataset} from randomly initialised weights"
     return (
         f"# {kind} for {dataset}\n\n"
-        f"This {kind} sorts images into {len(run['per_class'])} classes. It has {as_count(run['parameters'])} parameters "
+        f"This {kind} {purpose(run)}. It has {as_count(run['parameters'])} parameters "
         f"and was {origin}."
     )
 

@@ -63,6 +63,16 @@ def details_field(run: dict) -> str:
     return "per_output" if problem_type(run) == REGRESSION else "per_class"
 
 
+def purpose(run: dict) -> str:
+    """What the model does, after "This model"."""
+    count = len(run[details_field(run)])
+    if problem_type(run) == REGRESSION:
+        return "predicts a number for an image" if count == 1 else f"predicts {count} numbers for an image"
+    if problem_type(run) == MULTI:
+        return f"tells which of {count} classes are in an image, any number of them"
+    return f"sorts images into {count} classes"
+
+
 def measured(results: dict, run: dict) -> list[Measure]:
     """The measures that all_results.json holds."""
     return [measure for measure in MEASURES[problem_type(run)] if measure.key in results]

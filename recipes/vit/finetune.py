@@ -19,7 +19,7 @@ from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.report import check_output, print_summary, report_classification
-from hf_vitfm.training.targets import REGRESSION, Targets, as_numbers, read_targets
+from hf_vitfm.training.targets import REGRESSION, SINGLE, Targets, as_numbers, read_targets
 
 
 @dataclass
@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> dict:
     if problem_type == REGRESSION:
         train_rows, eval_rows = as_numbers(train_rows), as_numbers(eval_rows)
     targets = read_targets(train_rows, problem_type)
+    if targets.problem_type != SINGLE:
+        training_args.label_smoothing_factor = 0.0  # it spreads the one class's probability over the others
     # 2. Model and image processor
     model, processor = build(model_args, targets, data_args.smoke)
     # 3. Train

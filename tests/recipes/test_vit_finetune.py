@@ -15,10 +15,12 @@ from hf_vitfm import ViTConfig as OurConfig
 from hf_vitfm.data.samples import load_sample
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import DataArguments, load_for_fine_tuning, parse_recipe
+from hf_vitfm.training.targets import SINGLE, Targets
 from recipes.vit import finetune
 
 
 CONFIGS = sorted(Path("recipes").glob("*/configs/*.yaml"))
+ANIMALS = Targets(SINGLE, ["cat", "dog", "bird"])
 CLASSES = (finetune.ModelArguments, DataArguments, VisionTrainingArguments)
 
 
@@ -190,7 +192,7 @@ def test_a_checkpoint_of_transformers_gets_a_new_head_and_size(tmp_path):
     TheirViT(config).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     args = finetune.ModelArguments(checkpoint=str(tmp_path), image_size=32, model={"drop_path_rate": 0.1})
-    model, processor = finetune.build(args, ["cat", "dog", "bird"], smoke=False)
+    model, processor = finetune.build(args, ANIMALS, smoke=False)
     assert model.config.id2label == {0: "cat", 1: "dog", 2: "bird"}
     assert torch.count_nonzero(model.classifier.weight) == 0
     assert (model.config.image_size, processor.size["height"], model.config.drop_path_rate) == (32, 32, 0.1)
@@ -201,7 +203,7 @@ def test_a_checkpoint_of_transformers_gets_a_new_head_and_size(tmp_path):
     [({"hidden_size": 32}, "do not fit"), ({"num_hidden_layers": 4}, "vit.encoder.layers.2")],
 )
 def test_fine_tuning_refuses_weights_that_would_start_at_random(tmp_path, fields, message):
-    model, _ = finetune.build(finetune.ModelArguments(), ["cat", "dog"], smoke=True)
+    model, _ = finetune.build(finetune.ModelArguments(), ANIMALS, smoke=True)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_for_fine_tuning(str(tmp_path), **fields)
@@ -228,7 +230,7 @@ def test_other_checkpoints_get_a_new_head_too(tmp_path, kind):
         transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     args = finetune.ModelArguments(checkpoint=str(tmp_path), image_size=64)
-    model, processor = finetune.build(args, ["cat", "dog", "bird"], smoke=False)
+    model, processor = finetune.build(args, ANIMALS, smoke=False)
     assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
     assert (model.config.model_type, processor.size["height"]) == (kind, 64)
 
