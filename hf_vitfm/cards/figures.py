@@ -51,8 +51,7 @@ def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
     Args:
         log_history: the `log_history` of a Trainer's state. Entries with `loss` are training steps; `eval_loss` and the
             metrics in `SCORES` (`eval_top1`, ...) are evaluations, which may carry the name of one of several
-            evaluation sets, as in `eval_twitter_top1`. Panels without data are left out. A loss is in nats, but a mean
-            squared error where there is an `eval_rmse`.
+            evaluation sets, as in `eval_twitter_top1`. Panels without data are left out.
         path: the PNG file to write; its folder is made if need be.
 
     Returns:
@@ -64,8 +63,7 @@ def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
     train_loss = _series(log_history, "loss")
     learning_rate = _series(log_history, "learning_rate")
     losses, scores = _evaluation_series(log_history)
-    is_regression = any(re.fullmatch("eval_(.+_)?rmse", key) for entry in log_history for key in entry)
-    unit = "mean squared error" if is_regression else "nats per image"
+    unit = _loss_unit(log_history)
     panels = []
     if train_loss[0].size or losses:
         panels.append(lambda axes: _draw_loss(axes, train_loss, losses, unit))
@@ -215,6 +213,14 @@ def _evaluation_series(log_history: Sequence[dict]) -> tuple[dict, dict]:
         else:
             scores[metric, name] = _series(log_history, key)
     return losses, scores
+
+
+def _loss_unit(log_history: Sequence[dict]) -> str:
+    keys = {key for entry in log_history for key in entry if key.startswith("eval_")}
+    if any(key.endswith("_rmse") for key in keys):
+        return "mean squared error"
+    is_multi_label = any(key.endswith("_mean_average_precision") for key in keys)
+    return "nats per image and class" if is_multi_label else "nats per image"
 
 
 def _steps_per_epoch(log_history: Sequence[dict]) -> float | None:

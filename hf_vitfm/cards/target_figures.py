@@ -46,8 +46,8 @@ def draw_average_precision(per_class: dict[str, float | None], shares: Sequence[
     rows = np.arange(len(shown))
     axes.barh(rows, values, color=BLUE, height=0.7)
     axes.vlines(guesses, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=2, label="guessing (share of the images)")
-    for row, value in zip(rows, values, strict=True):
-        axes.text(value + 1, row, f"{value:.1f}", va="center", fontsize=8, color=GREY)
+    for row, value, guess in zip(rows, values, guesses, strict=True):
+        axes.text(max(value, guess) + 1, row, f"{value:.1f}", va="center", fontsize=8, color=GREY)
     axes.set_yticks(rows, names, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 107)
@@ -56,10 +56,12 @@ def draw_average_precision(per_class: dict[str, float | None], shares: Sequence[
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     mean = 100 * float(np.mean([value for value, _, _ in known]))
-    count = f"{len(known)} of {len(per_class)} classes" if len(known) < len(per_class) else f"{len(known)} classes"
-    title = f"Average precision by class: {mean:.1f} % in the mean of {count}"
+    title = f"Average precision by class, {mean:.1f} % in the mean"
+    if len(known) < len(per_class):
+        title += f" of the {len(known)} of {len(per_class)} classes that occur"
     if len(shown) < len(known):
-        title += f"\nThe {MAX_BARS // 2} best and the {MAX_BARS // 2} worst"
+        axes.axhline(MAX_BARS // 2 - 0.5, color=GREY, linestyle=":", linewidth=1)
+        title += f"\nThe {MAX_BARS // 2} best and the {MAX_BARS // 2} worst of {len(known)} classes"
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)
 
@@ -100,21 +102,24 @@ def draw_scatter(predictions, targets, per_output: dict[str, dict], path: str | 
     title = f"Predicted and true values of {len(targets):,} images"
     if len(shown) < len(per_output):
         title += f", the first {len(shown)} of {len(per_output)} outputs"
+    title += "\non the line they are equal"
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)
 
 
 def _draw_panel(axes, predictions: np.ndarray, targets: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     finite = np.concatenate([predictions[np.isfinite(predictions)], targets[np.isfinite(targets)]])
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     margin = 0.05 * (high - low) or 1.0
     limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color=ORANGE, linewidth=1, label="equal")
+    axes.plot(limits, limits, color=ORANGE, linewidth=1)
     size, opacity = (16, 0.6) if len(targets) <= 500 else (5, 0.25)
     axes.scatter(targets, predictions, s=size, color=BLUE, alpha=opacity, linewidths=0)
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
-    axes.set_aspect("equal")
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("true")
     axes.set_ylabel("predicted")
     axes.grid(color="#dddddd", linewidth=0.6)
