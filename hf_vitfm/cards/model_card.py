@@ -332,6 +332,11 @@ def _training(results: dict, run: dict) -> str:
     ]
     command = " ".join(run["command"].split())
     parts = ["## How it was trained", f"```bash\n{command}\n```", as_table(("", ""), facts)]
+    if run.get("target_scale"):
+        parts.append(
+            "The numbers to predict were standardised for training, by the mean and standard deviation of the training "
+            "images; the training loss and the curves are in these units, all results above in those of the data."
+        )
     if settings:
         parts += ["Hyperparameters:", as_table(("Name", "Value"), settings)]
     return "\n\n".join(parts)

@@ -15,7 +15,7 @@ from ..data.datasets import load_images
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
-from .targets import hold_out
+from .targets import HEADS, hold_out
 
 
 # `--smoke`: any configuration in seconds, on the embedded images.
@@ -204,8 +204,6 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
     return settings
 
 
-# First components of the names of heads, in the classifiers of transformers and here.
-_HEADS = ("classifier", "distillation_classifier", "cls_classifier", "head")
 # What another pooling leaves behind or needs: `pooling="mean"` has a norm of its own.
 _POOLING = ("vit.fc_norm.", "vit.layernorm.")
 
@@ -234,8 +232,8 @@ def load_for_fine_tuning(checkpoint: str, **fields):
     model, info = model_class.from_pretrained(
         checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, **fields
     )
-    lost = [name for name in info["missing_keys"] if not name.startswith((*_HEADS, *_POOLING))]
-    lost += [name for name, *_ in info["mismatched_keys"] if not name.startswith(_HEADS)]
+    lost = [name for name in info["missing_keys"] if not name.startswith((*HEADS, *_POOLING))]
+    lost += [name for name, *_ in info["mismatched_keys"] if not name.startswith(HEADS)]
     if lost:
         raise ValueError(
             f"{len(lost)} weights of {checkpoint!r} do not fit the configuration and would start at random: "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..data.datasets import split_off
 
@@ -12,6 +13,8 @@ from ..data.datasets import split_off
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# First components of the names of heads, in the classifiers of transformers and here.
+HEADS = ("classifier", "distillation_classifier", "cls_classifier", "head")
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
@@ -94,6 +97,67 @@ def as_numbers(dataset: "Dataset") -> "Dataset":
         ) from None
     labels = [numbers[label] for label in dataset["label"]]
     return dataset.remove_columns("label").add_column("label", labels, feature=datasets.Value("float32"))
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """Mean and standard deviation of the numbers to predict, over the training set.
+
+    A head learns numbers around 0 of size 1; for others, such as years or prices, its bias and weights would take longer
+    than the whole run to get there. So a model is trained on standardised numbers, and its head then made to answer in
+    the unit of the data.
+
+    Args:
+        mean: one number per output.
+        deviation: one number above 0 per output.
+    """
+
+    mean: list[float]
+    deviation: list[float]
+
+    @classmethod
+    def of(cls, dataset: "Dataset") -> "TargetScale":
+        """Measure the column `label`; rows with a NaN are left out, and a constant has the deviation 1."""
+        values = _numbers(dataset).reshape(len(dataset), -1)
+        values = values[~np.isnan(values).any(axis=1)]
+        if not len(values):
+            raise ValueError("No training row has a number in its column `label` that is not NaN.")
+        deviation = values.std(axis=0)
+        return cls(values.mean(axis=0).tolist(), np.where(deviation > 0, deviation, 1.0).tolist())
+
+    def standardize(self, dataset: "Dataset") -> "Dataset":
+        """The rows with (label - mean) / deviation as their label."""
+        import datasets
+
+        values = _numbers(dataset)
+        shape = values.shape
+        values = ((values.reshape(len(dataset), -1) - self.mean) / self.deviation).reshape(shape)
+        number = datasets.Value("float32")
+        feature = number if values.ndim == 1 else datasets.List(number)
+        return dataset.remove_columns("label").add_column("label", values.tolist(), feature=feature)
+
+    def heads(self, model: torch.nn.Module) -> list[torch.nn.Linear]:
+        """The layers that give a model's numbers.
+
+        Raises:
+            ValueError: if the model has no linear head of this many outputs.
+        """
+        heads = [
+            module
+            for name, module in model.named_modules()
+            if name.startswith(HEADS) and isinstance(module, torch.nn.Linear) and module.out_features == len(self.mean)
+        ]
+        if not heads or any(head.bias is None for head in heads):
+            raise ValueError(f"{type(model).__name__} has no linear head of {len(self.mean)} outputs with a bias.")
+        return heads
+
+    @torch.no_grad()
+    def restore(self, model: torch.nn.Module) -> None:
+        """Make a model that was trained on standardised numbers answer in the unit of the data."""
+        for head in self.heads(model):
+            mean, deviation = (torch.tensor(values).to(head.bias) for values in (self.mean, self.deviation))
+            head.weight.mul_(deviation[:, None])
+            head.bias.mul_(deviation).add_(mean)
 
 
 def hold_out(dataset: "Dataset", share: float, seed: int) -> tuple["Dataset", "Dataset"]:

@@ -9,7 +9,7 @@ On several devices put `accelerate launch` in the place of `python`. `--smoke` r
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
@@ -19,7 +19,7 @@ from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.report import check_output, print_summary, report_classification
-from hf_vitfm.training.targets import REGRESSION, SINGLE, Targets, as_numbers, read_targets
+from hf_vitfm.training.targets import REGRESSION, SINGLE, Targets, TargetScale, as_numbers, read_targets
 
 
 @dataclass
@@ -88,6 +88,11 @@ def main(argv: list[str] | None = None) -> dict:
     # 2. Model and image processor
     model, processor = build(model_args, targets, data_args.smoke)
     # 3. Train
+    report_rows, scale = eval_rows, None
+    if targets.problem_type == REGRESSION:
+        scale = TargetScale.of(train_rows)
+        scale.heads(model)  # a model without one is an error now rather than after the training
+        train_rows, eval_rows = scale.standardize(train_rows), scale.standardize(eval_rows)
     if data_args.keep_in_memory:
         train_rows, eval_rows = list(train_rows), list(eval_rows)
     trainer = ImageClassificationTrainer(
@@ -100,6 +105,9 @@ def main(argv: list[str] | None = None) -> dict:
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
+    if scale is not None:
+        scale.restore(trainer.model)
+        trainer.eval_dataset = report_rows
     # 4. Evaluate, draw, write the card
     dataset = {**data_args.describe(), "evaluation_split": split}
     run = {
@@ -107,6 +115,7 @@ def main(argv: list[str] | None = None) -> dict:
         "config": argv[0],
         "command": shlex.join(["python", "recipes/vit/finetune.py", *argv]),
         "base_model": None if data_args.smoke else model_args.checkpoint,
+        "target_scale": None if scale is None else asdict(scale),
     }
     metrics = report_classification(trainer, dataset, run)
     if trainer.is_world_process_zero():

@@ -4,12 +4,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score
 from sklearn.utils.class_weight import compute_class_weight
 
 from hf_vitfm import ImageClassificationTrainer
 from hf_vitfm.training.class_weights import balanced_class_weights, read_labels
-from hf_vitfm.training.targets import MULTI, REGRESSION, SINGLE, as_numbers, hold_out, read_targets
+from hf_vitfm.training.targets import MULTI, REGRESSION, SINGLE, TargetScale, as_numbers, hold_out, read_targets
 from tests.training.runs import make_args, make_model, make_rows, train
 
 
@@ -211,3 +212,48 @@ def test_rows_are_held_out_by_class_or_at_random():
     assert held_out["row"][:] != hold_out(table([0.5] * 20), 0.2, seed=1)[1]["row"][:]
     with pytest.raises(ValueError, match="both sides"):
         hold_out(table([0.5] * 20), 0.01, seed=0)
+
+
+@pytest.mark.parametrize("labels", [[1950.0, 2000.0, NAN, 1980.0], [[3e5, 0.001], [1e5, 0.002], [2e5, NAN]]])
+def test_a_head_for_standardised_numbers_answers_in_the_unit_of_the_data(labels):
+    dataset = table(labels)
+    scale = TargetScale.of(dataset)
+    values = np.array(labels).reshape(len(labels), -1)
+    known = values[~np.isnan(values).any(axis=1)]
+    standard = np.array(scale.standardize(dataset)["label"][:], dtype=float).reshape(values.shape)
+    kept = standard[~np.isnan(values).any(axis=1)]
+    assert np.abs(kept.mean(axis=0)).max() < 1e-6 and np.abs(kept.std(axis=0) - 1).max() < 1e-6
+    assert np.isnan(standard[np.isnan(values)]).all()
+
+    model = make_model(problem_type=REGRESSION, num_labels=values.shape[1]).eval()
+    pixels = torch.stack([row["pixel_values"] for row in make_rows(5)])
+    with torch.no_grad():
+        before = model(pixels).logits.double().numpy()
+        scale.restore(model)
+        after = model(pixels).logits.double().numpy()
+    np.testing.assert_allclose(after, before * known.std(axis=0) + known.mean(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["two heads", "resnet"])
+def test_heads_of_other_models_are_found(kind):
+    scale = TargetScale([10.0], [4.0])
+    if kind == "two heads":
+        model = make_model(problem_type=REGRESSION, num_labels=1, use_distillation_token=True)
+        torch.nn.init.normal_(model.distillation_classifier.weight)
+        pixels = torch.randn(2, 3, 8, 8)
+    else:
+        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=1)
+        model, pixels = transformers.ResNetForImageClassification(config), torch.randn(2, 3, 32, 32)
+    model.eval()
+    with torch.no_grad():
+        before = model(pixels).logits
+        scale.restore(model)
+        torch.testing.assert_close(model(pixels).logits, 4 * before + 10)
+    with pytest.raises(ValueError, match="no linear head of 2 outputs"):
+        TargetScale([0.0, 0.0], [1.0, 1.0]).heads(model)
+
+
+def test_constant_and_unknown_numbers_have_a_scale_or_an_error():
+    assert TargetScale.of(table([5.0, 5.0, None])) == TargetScale([5.0], [1.0])
+    with pytest.raises(ValueError, match="No training row"):
+        TargetScale.of(table([NAN, NAN]))
