@@ -32,8 +32,8 @@ def test_error_is_the_papers_formula(bins):
 
 def test_bins_take_their_upper_end():
     # 0.5 lies in (0.25, 0.5] of four bins, so the two rows do not share one and cannot make up for each other.
-    assert calibration_error([0.5, 0.75], [True, False], bins=4) == pytest.approx((0.5 + 0.75) / 2)
-    assert calibration_error([0.5, 0.75], [True, False], bins=1) == pytest.approx(abs(1 - 1.25) / 2)
+    assert calibration_error([0.5, 0.6], [True, False], bins=4) == pytest.approx((0.5 + 0.6) / 2)
+    assert calibration_error([0.5, 0.6], [True, False], bins=1) == pytest.approx(abs(1 - 1.1) / 2)
 
 
 def test_certain_and_right_has_no_error_and_certain_and_wrong_the_largest():

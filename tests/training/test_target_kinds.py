@@ -127,6 +127,9 @@ def test_class_weights_change_the_training_loss_alone(tmp_path):
         make_trainer(tmp_path, None, labels, class_weights=weights, **options) for weights in (None, "balanced")
     )
     assert plain.evaluate()["eval_loss"] == weighted.evaluate()["eval_loss"]
+    batch = weighted.data_collator(weighted.eval_dataset)
+    losses = [trainer.compute_loss(trainer.model.eval(), dict(batch)).item() for trainer in (plain, weighted)]
+    assert losses[0] == losses[1]
     pixels = torch.stack([row["pixel_values"] for row in weighted.train_dataset])
     with torch.no_grad():
         logits = weighted.model(pixels).logits
