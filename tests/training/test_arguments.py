@@ -36,6 +36,14 @@ def test_the_base_learning_rate_scales_with_the_global_batch():
         ({"label_smoothing_factor": 1.0}, "label_smoothing_factor"),
         ({"crop_scale": 0.5}, "crop_scale"),
         ({"min_learning_rate": 1.0}, "min_learning_rate"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"fsdp": "full_shard"}, "FSDP needs GPUs"),
+        ({"global_batch_size": 100, "per_device_train_batch_size": 8}, "divides 100"),
+        ({"global_batch_size": 4, "per_device_train_batch_size": 8}, "divides 4"),
+        (
+            {"global_batch_size": 64, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
+            "leave `gradient_accumulation_steps` out",
+        ),
     ],
 )
 def test_bad_values_are_errors(options, message):
@@ -46,3 +54,26 @@ def test_bad_values_are_errors(options, message):
 def test_padding_replaces_the_resized_crop():
     assert make(crop_padding=2).train_transform_options == {"horizontal_flip": 0.5, "crop_padding": 2}
     assert make().train_transform_options == {"horizontal_flip": 0.5, "crop_scale": (0.08, 1.0)}
+
+
+def test_the_global_batch_says_how_often_to_accumulate():
+    assert make(global_batch_size=64, per_device_train_batch_size=8).gradient_accumulation_steps == 8
+    args = make(global_batch_size=512, per_device_train_batch_size=64, base_learning_rate=0.1)
+    assert args.peak_learning_rate == pytest.approx(0.2)
+    assert make(per_device_train_batch_size=8, gradient_accumulation_steps=3).global_batch_size == 24
+
+
+def test_an_fsdp_launch_on_a_cpu_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP needs GPUs"):
+        make()
+
+
+def accumulation_of_32() -> int:
+    args = make(output_dir="unused", global_batch_size=32, per_device_train_batch_size=4)
+    return args.gradient_accumulation_steps
+
+
+def test_more_processes_accumulate_less(two_processes):
+    assert accumulation_of_32() == 8
+    assert two_processes.run(accumulation_of_32) == [4, 4]
