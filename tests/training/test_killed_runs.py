@@ -137,6 +137,7 @@ def rmtree_of(trainer, step: int, function):
 
 def train_until(directory: str, rows, step: int | None = None, place: str = "", **options) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # loader workers that have everything imported too
     trainer = ImageClassificationTrainer(
         model=make_model(drop_path_rate=0.3, hidden_dropout_prob=0.1),
         args=make_args(directory, **{**OPTIONS, **options}),
