@@ -5,9 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from transformers import ViTImageProcessor
 
 from hf_vitfm import ImageClassificationTrainer
-from tests.training.runs import make_args, make_model, make_rows, read_checkpoint, train
+from hf_vitfm.data.collators import collate_labelled
+from tests.training.runs import make_args, make_images, make_model, make_rows, read_checkpoint, train
 
 
 def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -145,3 +147,43 @@ def test_a_run_of_one_process_goes_on_with_two(two_processes, tmp_path):
     for name, expected in whole["state"].items():
         if not name.endswith("qkv.bias"):  # the key third has no true gradient: Adam amplifies rounding
             torch.testing.assert_close(halves[0]["state"][name], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+AUGMENTED = {
+    "crop_scale": [0.3, 1.0],
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.5,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "label_smoothing_factor": 0.1,
+    "repeated_augmentation": 3,
+}
+
+
+def train_augmented(directory: str, **options) -> dict[str, torch.Tensor]:
+    """Images are made in float32; everything after them is float64."""
+    trainer = ImageClassificationTrainer(
+        model=make_model(torch.float64),
+        args=make_args(directory, max_steps=5, **AUGMENTED, **options),
+        train_dataset=make_images(),
+        processing_class=ViTImageProcessor(size={"height": 8, "width": 8}),
+        data_collator=collate_in_float64,
+    )
+    trainer.train()
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def collate_in_float64(rows):
+    batch = collate_labelled(rows)
+    return {**batch, "pixel_values": batch["pixel_values"].double()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one_with_augmentation_and_mixing(two_processes, tmp_path, accumulation):
+    expected = train_augmented(str(tmp_path))
+    plain = train_augmented(str(tmp_path), mix_probability=0.0)
+    assert relative_error(plain["classifier.weight"].numpy(), expected["classifier.weight"].numpy()) > 1e-3
+    split = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    for found in two_processes.run(train_augmented, str(tmp_path), **split):
+        for name, weight in expected.items():
+            assert relative_error(found[name].numpy(), weight.numpy()) < 1e-10, name
