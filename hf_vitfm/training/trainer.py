@@ -1,21 +1,25 @@
-"""The base of all trainers here: order of samples, parameter groups, schedules, and a stop on a loss that is not finite."""
+"""The base of all trainers here: order of samples, parameter groups, schedules, averaged weights."""
+
+from contextlib import nullcontext
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback
 
 from ..data.order import EpochOrder, ImageView
 from ..data.transforms import build_transform
 from ..models.modeling_base import VitfmPreTrainedModel
 from .arguments import VisionTrainingArguments
+from .ema import WeightAverage
+from .lars import LARS
 from .optimization import parameter_groups
-from .schedules import DECAYS, warmup_decay
+from .resumable import ResumableTrainer
+from .schedules import DECAYS, DEFAULT_TIMESCALE, warmup_decay
 
 
-class _FollowEpoch(TrainerCallback):
-    """Tells the order of samples which epoch begins, also in the middle of one after a resume."""
+class _FollowTraining(TrainerCallback):
+    """Tells the order of samples which epoch begins, also after a resume, and the average that weights have changed."""
 
     def __init__(self, trainer: "VisionTrainer"):
         self.trainer = trainer
@@ -24,11 +28,17 @@ class _FollowEpoch(TrainerCallback):
         if self.trainer.train_order is not None:
             self.trainer.train_order.set_epoch(int(state.epoch))
 
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.ema is not None and not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.ema.update()
 
-class VisionTrainer(Trainer):
-    """transformers' Trainer with reproducible data order, layer-wise decay and the papers' schedules.
+
+class VisionTrainer(ResumableTrainer):
+    """transformers' Trainer with reproducible data order, layer-wise decay, averaged weights and the papers' schedules.
 
     N processes see the same samples in the same global batches as one process does, whatever the accumulation.
+    With `args.ema_decay`, evaluation and `save_model()` use the averaged weights, and after `train()` the model holds
+    them; a checkpoint holds both, the raw weights as the model.
 
     Args:
         model: any image model.
@@ -55,6 +65,7 @@ class VisionTrainer(Trainer):
         if not isinstance(args, VisionTrainingArguments):
             raise TypeError(f"`args` must be VisionTrainingArguments; got {type(args).__name__}.")
         self.train_order: EpochOrder | None = None
+        self.ema: WeightAverage | None = None  # during `train()`, with `args.ema_decay`
         if processing_class is not None:
             options = args.train_transform_options
             train_transform = train_transform or build_transform(processing_class, train=True, **options)
@@ -72,7 +83,7 @@ class VisionTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.add_callback(_FollowEpoch(self))
+        self.add_callback(_FollowTraining(self))
 
     def get_train_dataloader(self):
         """Batches of (seed, epoch, sample)-addressed views of the training rows."""
@@ -85,7 +96,11 @@ class VisionTrainer(Trainer):
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.train_order = EpochOrder(
-            len(self.train_dataset), seed, self.args.global_batch_size, self.args.dataloader_drop_last
+            len(self.train_dataset),
+            seed,
+            self.args.global_batch_size,
+            self.args.dataloader_drop_last,
+            self.args.repeated_augmentation,
         )
         return self._get_dataloader(
             dataset=ImageView(self.train_dataset, self.train_transform, seed),
@@ -123,11 +138,11 @@ class VisionTrainer(Trainer):
         return ImageView(dataset, self.eval_transform)
 
     def create_optimizer(self, model=None):
-        """The optimizer that `args.optim` names, on groups by layer and decay; SGD gets `args.momentum`."""
+        """The optimizer that `args.optim` names, on groups by layer and decay; SGD and LARS get `args.momentum`."""
         if self.optimizer is None:
             model = self.model if model is None else model
             args = self.args
-            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+            optimizer_class, options = self._choose_optimizer(model)
             own_groups = {"params", "model", "optimizer_dict"} & set(options)
             if own_groups or not isinstance(optimizer_class, type) or not issubclass(optimizer_class, Optimizer):
                 if args.layer_decay != 1.0:
@@ -135,45 +150,87 @@ class VisionTrainer(Trainer):
                         f"`layer_decay` cannot be used with `optim={args.optim}`, which makes groups itself."
                     )
                 return super().create_optimizer(model)
-            if issubclass(optimizer_class, torch.optim.SGD):
-                options.setdefault("momentum", args.momentum)
             groups = parameter_groups(
                 model, options.get("lr", args.learning_rate), args.weight_decay, args.layer_decay
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def _choose_optimizer(self, model) -> tuple[type, dict]:
+        args = self.args
+        if self.optimizer_cls_and_kwargs is None and args.optim == "lars":
+            return LARS, {"lr": args.learning_rate, "momentum": args.momentum}
+        optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+        if isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.SGD):
+            options.setdefault("momentum", args.momentum)
+        return optimizer_class, options
+
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Warm-up, then constant, linear or cosine as the papers have it; other names as transformers does them."""
-        name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
-        decay = name.removesuffix("_with_warmup")
-        if decay not in DECAYS or self.args.lr_scheduler_kwargs:
-            if self.args.min_learning_rate:
-                raise ValueError(f"`min_learning_rate` goes with the schedules linear and cosine; got {name!r}.")
+        """Warm-up and a decay as the papers have it; transformers' other names as transformers does them."""
+        args = self.args
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        decay, options = name.removesuffix("_with_warmup"), dict(args.lr_scheduler_kwargs or {})
+        timescale = options.pop("timescale", DEFAULT_TIMESCALE) if decay == "inverse_sqrt" else DEFAULT_TIMESCALE
+        if decay not in DECAYS or options:
+            if args.min_learning_rate or args.cooldown_steps:
+                raise ValueError(
+                    f"`min_learning_rate` and `cooldown_steps` go with the schedules {', '.join(DECAYS)} (without "
+                    f"`lr_scheduler_kwargs`); got {name!r}."
+                )
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            min_ratio = self.args.min_learning_rate / self.args.learning_rate if self.args.learning_rate else 0.0
-            factor = warmup_decay(decay, self.args.get_warmup_steps(num_training_steps), num_training_steps, min_ratio)
+            factor = warmup_decay(
+                decay,
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                args.min_learning_rate / args.learning_rate if args.learning_rate else 0.0,
+                args.cooldown_steps,
+                timescale,
+            )
             self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.ema_decay is not None:  # now that the weights are loaded, and sharded
+            self.ema = WeightAverage(self.model, self.args.ema_decay)
+            if resume_from_checkpoint is not None:
+                self.ema.load(resume_from_checkpoint)
+        return prepared
+
+    def train(self, *args, **kwargs):
+        """Train as Trainer does; afterwards the model holds the averaged weights, if there are any."""
+        try:
+            result = super().train(*args, **kwargs)
+            if self.ema is not None:
+                self.ema.copy_to_model()
+            return result
+        finally:
+            self.ema = None
+
+    def _save_states(self, directory) -> None:
+        super()._save_states(directory)
+        if self.ema is not None:
+            self.ema.save(directory, is_writer=self.args.should_save)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint)
+
+    def _averaged(self):
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Evaluate or predict, with the averaged weights if there are any."""
+        with self._averaged():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
+        """Save the model: the averaged weights if there are any; in a checkpoint the raw ones."""
+        with nullcontext() if _internal_call else self._averaged():
+            super().save_model(output_dir, _internal_call)
+
     def create_model_card(self, *args, **kwargs) -> None:
         """Nothing: the card is written from the results files, after the final evaluation (`cards.create_model_card`)."""
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One forward and backward pass; all processes stop together if any loss is not finite."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        broken = ~torch.isfinite(loss)
-        if self.args.world_size > 1:
-            broken = broken.float()
-            torch.distributed.all_reduce(broken, op=torch.distributed.ReduceOp.MAX)
-        if broken:
-            where = "not finite on another process" if torch.isfinite(loss) else loss.item()
-            checkpoint = get_last_checkpoint(self.args.output_dir) if self.state.global_step else None
-            raise FloatingPointError(
-                f"The loss is {where} at step {self.state.global_step + 1}. The last checkpoint is "
-                f"{checkpoint or 'not there yet'}. Lower the learning rate, lengthen the warm-up, clip gradients "
-                "(`max_grad_norm=1.0`), or use bf16 in place of fp16."
-            )
-        return loss

@@ -1,7 +1,11 @@
 """Small training runs for tests; importable in worker processes."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from hf_vitfm import ImageClassificationTrainer, VisionTrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -29,6 +33,16 @@ def make_rows(
         if imbalanced and not soft:
             label = (0, 0, 0, 1, 0, 2)[i % 6]
         rows.append({"pixel_values": pixels + (0.0 if soft else i % 3), "label": label})
+    return rows
+
+
+def make_images(count: int = 26) -> list[dict]:
+    """Rows with random pictures, for transforms."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(count):
+        pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
+        rows.append({"image": Image.fromarray(pixels.numpy()), "label": i % 3})
     return rows
 
 
@@ -89,3 +103,18 @@ def train(
         "metrics": metrics,
         "steps": trainer.state.global_step,
     }
+
+
+def read_checkpoint(directory) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: weights, their average, the optimizer's state; and the next learning rates."""
+    directory = Path(directory)
+    tensors = {}
+    for file in ("model.safetensors", "ema.safetensors"):
+        if (directory / file).exists():
+            tensors |= {f"{file}: {name}": tensor for name, tensor in load_file(directory / file).items()}
+    optimizer = torch.load(directory / "optimizer.pt", weights_only=True)
+    for index, state in optimizer["state"].items():
+        tensors |= {f"optimizer: {index}, {name}": torch.as_tensor(value) for name, value in state.items()}
+    rates = torch.load(directory / "scheduler.pt", weights_only=True)["_last_lr"]
+    tensors["learning rates"] = torch.tensor(rates, dtype=torch.float64)
+    return tensors

@@ -260,3 +260,19 @@ def test_constant_and_unknown_numbers_have_a_scale_or_an_error():
     assert TargetScale.of(table([5.0, 5.0, None])) == TargetScale([5.0], [1.0])
     with pytest.raises(ValueError, match="No training row"):
         TargetScale.of(table([NAN, NAN]))
+
+
+def test_ignored_rows_have_no_loss_where_images_are_mixed_and_labels_smoothed(tmp_path):
+    labels = [0, 1, -100, 2, 1, 1]
+    trainer = make_trainer(tmp_path, None, labels, mixup_alpha=0.8, label_smoothing_factor=0.3)
+    trainer.train_dataset = trainer.eval_dataset
+    batch = trainer.data_collator(trainer.train_dataset)
+    pixels, targets = trainer.mixing(batch["pixel_values"], batch["labels"], 3, 0)
+    assert not torch.equal(targets[0], torch.eye(3)[0])  # it does mix
+    known = torch.tensor(labels) >= 0
+    model = trainer.model.train()
+    logits = model(pixels[known]).logits
+    expected = torch.nn.functional.cross_entropy(logits, targets[known], label_smoothing=0.3, reduction="sum") / 5
+    items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
+    torch.testing.assert_close(loss, expected)
