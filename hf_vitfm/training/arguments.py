@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..data.order import ON_BAD_IMAGE
+
 
 @dataclass
 class VisionTrainingArguments(TrainingArguments):
@@ -21,6 +23,8 @@ class VisionTrainingArguments(TrainingArguments):
         crop_scale: share of the image's area that the random resized crop takes, (smallest, largest).
         crop_padding: pixels: instead of the resized crop, pad by this and crop at random (small images).
         horizontal_flip: probability of a left-right flip.
+        on_bad_image: "error" stops at an image that cannot be decoded or transformed, naming it; "skip" puts another
+            row in its place in training, leaves it out of the metrics in evaluation, and reports the number.
     """
 
     base_learning_rate: float | None = field(default=None, metadata={"help": "learning rate per 256 images"})
@@ -30,6 +34,7 @@ class VisionTrainingArguments(TrainingArguments):
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0], metadata={"help": "area of the random crop"})
     crop_padding: int | None = field(default=None, metadata={"help": "pixels of padding before a random crop"})
     horizontal_flip: float = field(default=0.5, metadata={"help": "probability"})
+    on_bad_image: str = field(default="error", metadata={"help": "error or skip", "choices": list(ON_BAD_IMAGE)})
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "global gradient norm, 0 = no clipping"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "name of the schedule"})
@@ -48,6 +53,8 @@ class VisionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`crop_scale` must be two shares of the area, 0 < smallest <= largest <= 1; got {scale!r}."
             )
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {self.on_bad_image!r}.")
         default = TrainingArguments.__dataclass_fields__["learning_rate"].default
         if self.base_learning_rate is not None and self.learning_rate != default:
             raise ValueError(

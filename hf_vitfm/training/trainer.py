@@ -7,11 +7,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.order import EpochOrder, ImageView
+from ..data.streams import StreamOrder, StreamRows
 from ..data.transforms import build_transform
 from ..models.modeling_base import VitfmPreTrainedModel
 from .arguments import VisionTrainingArguments
+from .bad_images import warn_of_bad_images
 from .optimization import parameter_groups
 from .schedules import DECAYS, warmup_decay
+from .throughput import LoaderClock
 
 
 class _FollowEpoch(TrainerCallback):
@@ -23,6 +26,9 @@ class _FollowEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         if self.trainer.train_order is not None:
             self.trainer.train_order.set_epoch(int(state.epoch))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        warn_of_bad_images(self.trainer.train_view, "training", args)
 
 
 class VisionTrainer(Trainer):
@@ -54,7 +60,9 @@ class VisionTrainer(Trainer):
     ):
         if not isinstance(args, VisionTrainingArguments):
             raise TypeError(f"`args` must be VisionTrainingArguments; got {type(args).__name__}.")
-        self.train_order: EpochOrder | None = None
+        self.train_order: EpochOrder | StreamOrder | None = None
+        self.train_view: ImageView | None = None
+        self.loader_clock = LoaderClock()
         if processing_class is not None:
             options = args.train_transform_options
             train_transform = train_transform or build_transform(processing_class, train=True, **options)
@@ -84,15 +92,32 @@ class VisionTrainer(Trainer):
                 "Set `dataloader_drop_last=True`."
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.train_order = EpochOrder(
-            len(self.train_dataset), seed, self.args.global_batch_size, self.args.dataloader_drop_last
-        )
+        if isinstance(self.train_dataset, StreamRows):
+            self.train_order = self._stream_order(seed)
+        else:
+            self.train_order = EpochOrder(
+                len(self.train_dataset), seed, self.args.global_batch_size, self.args.dataloader_drop_last
+            )
+        self.train_view = ImageView(self.train_dataset, self.train_transform, seed, self.args.on_bad_image)
         return self._get_dataloader(
-            dataset=ImageView(self.train_dataset, self.train_transform, seed),
+            dataset=self.train_view,
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=lambda dataset: self.train_order,
             is_training=True,
+        )
+
+    def _stream_order(self, seed: int) -> StreamOrder:
+        args = self.args
+        if not args.dataloader_drop_last:
+            raise ValueError("A stream is read in whole global batches. Set `dataloader_drop_last=True`.")
+        return StreamOrder(
+            self.train_dataset,
+            seed,
+            micro_batch=self._train_batch_size,
+            global_batch=args.global_batch_size,
+            processes=args.world_size,
+            workers=args.dataloader_num_workers,
         )
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
@@ -106,6 +131,7 @@ class VisionTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Every row once; processes share the rows exactly."""
+        self.loader_clock.stop()
         return super().get_eval_dataloader(self._eval_view(eval_dataset))
 
     def get_test_dataloader(self, test_dataset):
@@ -120,7 +146,24 @@ class VisionTrainer(Trainer):
             raise ValueError("Evaluation needs an `eval_dataset`.")
         if len(dataset) == 0:
             raise ValueError("The evaluation set is empty.")
-        return ImageView(dataset, self.eval_transform)
+        return ImageView(dataset, self.eval_transform, on_bad_image=self.args.on_bad_image)
+
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        """Predictions of a whole loader; the images that were left out are reported."""
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if isinstance(dataloader.dataset, ImageView):
+            warn_of_bad_images(dataloader.dataset, "evaluation", self.args)
+        return output
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one step, and the number of their label elements; the wait for them is timed."""
+        return super().get_batch_samples(self.loader_clock.watch(epoch_iterator), num_batches, device)
+
+    def log(self, logs, start_time=None):
+        """Trainer's log, with images per second and the share of time spent waiting for them in training logs."""
+        if "loss" in logs and self.model.training:
+            logs |= self.loader_clock.read(self.args)
+        super().log(logs, start_time)
 
     def create_optimizer(self, model=None):
         """The optimizer that `args.optim` names, on groups by layer and decay; SGD gets `args.momentum`."""

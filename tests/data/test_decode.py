@@ -130,7 +130,11 @@ def test_a_bad_image_is_named_with_the_reason(source, reason):
 
 
 def test_a_bad_file_is_named_by_its_path(tmp_path):
-    for name, content, reason in [("a.jpg", truncated(), "truncated"), ("b.png", b"", "empty"), ("c.gif", None, "not exist")]:
+    for name, content, reason in [
+        ("a.jpg", truncated(), "truncated"),
+        ("b.png", b"", "empty"),
+        ("c.gif", None, "not exist"),
+    ]:
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(BadImageError, match=f"^{tmp_path / name} cannot be decoded: .*{reason}"):
