@@ -138,6 +138,9 @@ class TarShard:
         try:
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 members = self._group(archive)
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # where tarfile stops without a word
+                    raise tarfile.ReadError(f"the members end at byte {archive.offset} without a mark of the end")
         except tarfile.TarError as error:
             raise ValueError(f"{path} is no whole tar without compression: {error}.") from error
         rows = [fields for fields in members.values() if "image" in fields]
