@@ -75,7 +75,7 @@ def test_skipped_images_are_reported_and_left_out_of_the_metrics(tmp_path):
 
 def test_two_processes_skip_as_one_does(two_processes, tmp_path):
     alone = train(tmp_path)
-    runs = two_processes.run(train, str(tmp_path), per_device_train_batch_size=4, dataloader_num_workers=1)
+    runs = two_processes.run(train, str(tmp_path), per_device_train_batch_size=4)
     for run in runs:
         assert run["shapes"] == [(4, 3, 8, 8)]
         assert run["losses"] == pytest.approx(alone["losses"], rel=1e-5)
