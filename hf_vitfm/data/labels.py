@@ -18,15 +18,16 @@ _SPARSE = 10
 def names_in(feature: Any) -> list[str] | None:
     """The names that the feature of a label column holds: of class ids, or of the places of a vector; or None."""
     names = getattr(feature, "names", None)
-    identifier = getattr(feature, "id", None)
+    identifier = getattr(getattr(feature, "feature", None), "id", None)
     if names is None and isinstance(identifier, str) and identifier.startswith("["):
         names = json.loads(identifier)
     return None if names is None else list(names)
 
 
 def _vector_feature(datasets: Any, names: Sequence[str]) -> Any:
-    # `id` is the one field of a feature that is free, and it is kept wherever features are: on disk and in parquet.
-    return datasets.List(datasets.Value("float32"), id=json.dumps(list(names)))
+    # `id` is the one field of a feature that is free. That of a value is kept wherever features are, in files too;
+    # that of a list gets lost.
+    return datasets.List(datasets.Value("float32", id=json.dumps(list(names))))
 
 
 def encode_labels(datasets: Any, splits: dict[str, "Dataset"]) -> dict[str, "Dataset"]:

@@ -40,7 +40,7 @@ def open_tars(datasets: Any, files: dict[Path, str], label_column: str | None) -
         dataset = datasets.Dataset.from_generator(
             _rows,
             features=datasets.Features(features),
-            gen_kwargs={"tars": tars, "columns": list(features)},
+            gen_kwargs={"tars": tuple(tars), "columns": tuple(features)},  # lists would be cut into parts
             split=datasets.Split(split),
         )
         labels = _labels(shards)
@@ -59,7 +59,7 @@ def _labels(shards: list[TarShard]) -> list | None:
     return labels
 
 
-def _rows(tars: list[tuple[str, int, int]], columns: list[str]) -> Iterator[dict]:
+def _rows(tars: tuple[tuple[str, int, int], ...], columns: tuple[str, ...]) -> Iterator[dict]:
     for path, _, _ in tars:
         shard = TarShard(path)
         for number in range(shard.num_rows):
