@@ -4,6 +4,7 @@ Nothing here consumes the global random state, so crops and flips do not depend 
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,26 +35,39 @@ def mix_seed(*numbers: int) -> int:
 
 
 class EpochOrder(Sampler):
-    """A permutation per epoch, cut to whole global batches; yields (epoch, index) pairs.
+    """A permutation per epoch, cut to whole global batches; yields (epoch, index), or (epoch, index, copy).
+
+    With repeated augmentation (Hoffer et al. 2020; 3 copies in DeiT) an epoch has as many rows, of fewer samples: a
+    global batch holds as few samples as make it up with `repeats` copies of each, some with a copy less where the
+    numbers do not divide. All copies 0 come first, then all copies 1: positions 2k and 2k + 1 never hold one sample.
 
     Args:
         num_rows: rows of the data set.
         seed: seed of the run.
         global_batch: samples per optimizer step, over all processes and accumulation steps.
         drop_last: leave out the incomplete last global batch; otherwise it is yielded too.
+        repeats: copies of each sample in a global batch, to be augmented differently; 1 = no repetition.
 
     Raises:
-        ValueError: if the data set is smaller than one global batch that has to be whole.
+        ValueError: if the data set is smaller than one global batch that has to be whole, or `repeats` is below 1 or
+            leaves a single sample to a global batch.
     """
 
-    def __init__(self, num_rows: int, seed: int, global_batch: int, drop_last: bool = True):
+    def __init__(self, num_rows: int, seed: int, global_batch: int, drop_last: bool = True, repeats: int = 1):
         if drop_last and num_rows < global_batch:
             raise ValueError(
                 f"The training set has {num_rows} rows, fewer than one global batch of {global_batch}. Lower "
                 "`per_device_train_batch_size` or `gradient_accumulation_steps`, or set `dataloader_drop_last=False`."
             )
+        if repeats < 1 or (repeats > 1 and repeats >= global_batch):
+            raise ValueError(
+                f"`repeats` must be at least 1 and, above that, smaller than the global batch of {global_batch}; "
+                f"got {repeats}. Lower it or raise `per_device_train_batch_size`."
+            )
         self.num_rows = num_rows
         self.seed = seed
+        self.global_batch = global_batch
+        self.repeats = repeats
         self.length = num_rows // global_batch * global_batch if drop_last else num_rows
         self.epoch = 0
 
@@ -64,11 +78,23 @@ class EpochOrder(Sampler):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch = self.epoch
         generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-        order = torch.randperm(self.num_rows, generator=generator)[: self.length]
-        return ((epoch, index) for index in order.tolist())
+        order = torch.randperm(self.num_rows, generator=generator)[: self.length].tolist()
+        return ((epoch, index) for index in order) if self.repeats == 1 else self._repeat(epoch, order)
+
+    def _repeat(self, epoch: int, order: list[int]) -> Iterator[tuple[int, int, int]]:
+        used = 0
+        for start in range(0, self.length, self.global_batch):
+            size = min(self.global_batch, self.length - start)
+            num_samples = max(math.ceil(size / self.repeats), min(size, 2))
+            samples = order[used : used + num_samples]
+            used += num_samples
+            for position in range(size):
+                copy = position // num_samples
+                # Moved on by one per copy, so that a sample's copies have different neighbours to be mixed with.
+                yield epoch, samples[(position + copy) % num_samples], copy
 
 
 class ImageView(Dataset):
@@ -83,8 +109,8 @@ class ImageView(Dataset):
             as it is. Images are PIL images, uint8 tensors, or encoded (bytes, a path, or a dictionary of the two);
             those of a `datasets.Dataset` are decoded here, so that an error names the row.
         transform: image -> float tensor (channels, height, width).
-        seed: seed of the run for a transform with randomness: row (epoch, index) is transformed under a seed made of
-            the three, and the global random state is left as it was. None: evaluation.
+        seed: seed of the run for a transform with randomness: row (epoch, index) or (epoch, index, copy) is transformed
+            under a seed made of all of these, and the global random state is left as it was. None: evaluation.
         on_bad_image: "error" or "skip".
 
     Attributes:
@@ -104,15 +130,15 @@ class ImageView(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict:
+        epoch, index, copy = (*key, 0)[:3] if isinstance(key, tuple) else (0, key, 0)
         try:
-            return self._view(index, epoch, index)
+            return self._view(index, epoch, index, copy)
         except BadImageError as error:
             if self.bad_rows is None:
                 raise
             self._note(index, error)
-        return self._blank(index) if self.seed is None else self._replacement(epoch, index)
+        return self._blank(index) if self.seed is None else self._replacement(epoch, index, copy)
 
     def bad_indices(self) -> list[int]:
         """The rows that were found bad so far, in order; always none with `on_bad_image="error"`."""
@@ -124,8 +150,8 @@ class ImageView(Dataset):
         path = image.get("path") if isinstance(image, Mapping) else image
         return f"row {int(index)}" + (f" ({path})" if isinstance(path, str | Path) else "")
 
-    def _view(self, number: int, epoch: int, index: int) -> dict:
-        """Row `number` as the address (epoch, index) transforms it."""
+    def _view(self, number: int, epoch: int, index: int, copy: int) -> dict:
+        """Row `number` as the address (epoch, index, copy) transforms it."""
         row = self.rows[number]
         if "pixel_values" in row:
             return row
@@ -138,17 +164,17 @@ class ImageView(Dataset):
         if image is None or isinstance(image, bytes | str | Path | Mapping):
             image = decode_image(image, f"row {int(number)}")
         try:
-            pixels = self._pixels(image, epoch, index)
+            pixels = self._pixels(image, epoch, index, copy)
         except (OSError, RuntimeError, ValueError) as error:
             raise BadImageError(f"{self.name(number)} cannot be transformed: {error}") from error
         return {**{name: row[name] for name in ("label", "labels") if name in row}, "pixel_values": pixels}
 
-    def _pixels(self, image, epoch: int, index: int):
+    def _pixels(self, image, epoch: int, index: int, copy: int):
         if self.seed is None:
             return self.transform(image)
         generator = torch.random.default_generator
         state = generator.get_state()
-        generator.manual_seed(mix_seed(self.seed, epoch, index))
+        generator.manual_seed(mix_seed(self.seed, epoch, index, *([copy] if copy else [])))
         try:
             return self.transform(image)
         finally:
@@ -159,24 +185,24 @@ class ImageView(Dataset):
             logger.warning("Skipping a bad image: %s", error)
         self.bad_rows[index] = 1
 
-    def _replacement(self, epoch: int, index: int) -> dict:
-        """Another row at this address: a good one, and the same one in every run."""
+    def _replacement(self, epoch: int, index: int, copy: int) -> dict:
+        """Another row at this address: a good one, the same one in every run and for all copies."""
         draws = (mix_seed(self.seed, epoch, index, attempt) for attempt in range(1, _ATTEMPTS + 1))
         others = (index.other(draw) if hasattr(index, "other") else draw % len(self) for draw in draws)
-        return self._first_good(others, epoch, index)
+        return self._first_good(others, epoch, index, copy)
 
     def _blank(self, index: int) -> dict:
         """A bad row of an evaluation: black pixels and a target that no loss and no metric counts."""
         row = self.rows[index]
         following = ((index + step) % len(self) for step in range(1, _ATTEMPTS + 1))
-        pixels = torch.zeros_like(self._first_good(following, 0, index)["pixel_values"])
+        pixels = torch.zeros_like(self._first_good(following, 0, index, 0)["pixel_values"])
         targets = {name: _ignored(row[name]) for name in ("label", "labels") if row.get(name) is not None}
         return {**targets, "pixel_values": pixels}
 
-    def _first_good(self, numbers: Iterable[int], epoch: int, index: int) -> dict:
+    def _first_good(self, numbers: Iterable[int], epoch: int, index: int, copy: int) -> dict:
         for number in numbers:
             try:
-                return self._view(number, epoch, index)
+                return self._view(number, epoch, index, copy)
             except BadImageError as error:
                 self._note(number, error)
         raise BadImageError(

@@ -33,6 +33,7 @@ SMOKE_TRAINING = {
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 16,
     "gradient_accumulation_steps": 1,
+    "global_batch_size": None,
     "dataloader_num_workers": 0,
     "logging_steps": 1,
     "eval_strategy": "steps",

@@ -94,6 +94,13 @@ def test_in_training_another_row_takes_the_place_of_a_bad_one_always_the_same():
     assert views[0].bad_indices() == sorted(BAD)
 
 
+def test_copies_of_a_bad_row_are_copies_of_one_other(tmp_path):
+    view = ImageView(rows_of_datasets(), to_tensor, seed=4, on_bad_image="skip")
+    first, second = view[1, 5, 0], view[1, 5, 1]
+    assert first["label"] == second["label"]
+    assert not torch.equal(first["pixel_values"], second["pixel_values"])
+
+
 def test_in_evaluation_a_bad_row_keeps_its_place_and_has_no_target():
     view = ImageView(rows_of_datasets(), still, on_bad_image="skip")
     batch = collate_labelled([view[i] for i in range(4)])

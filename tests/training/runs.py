@@ -1,7 +1,10 @@
 """Small training runs for tests; importable in worker processes."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from hf_vitfm import ImageClassificationTrainer, VisionTrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -83,3 +86,18 @@ def train(output_dir, soft: bool = False, double: bool = True, eval_rows: int = 
         "metrics": metrics,
         "steps": trainer.state.global_step,
     }
+
+
+def read_checkpoint(directory) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: weights, their average, the optimizer's state; and the next learning rates."""
+    directory = Path(directory)
+    tensors = {}
+    for file in ("model.safetensors", "ema.safetensors"):
+        if (directory / file).exists():
+            tensors |= {f"{file}: {name}": tensor for name, tensor in load_file(directory / file).items()}
+    optimizer = torch.load(directory / "optimizer.pt", weights_only=True)
+    for index, state in optimizer["state"].items():
+        tensors |= {f"optimizer: {index}, {name}": torch.as_tensor(value) for name, value in state.items()}
+    rates = torch.load(directory / "scheduler.pt", weights_only=True)["_last_lr"]
+    tensors["learning rates"] = torch.tensor(rates, dtype=torch.float64)
+    return tensors

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from hf_vitfm.training.schedules import warmup_decay
 
@@ -39,3 +40,34 @@ def test_no_update_of_the_warmup_has_a_learning_rate_of_zero():
 def test_bad_settings_say_what_is_allowed(options):
     with pytest.raises(ValueError, match="must be"):
         warmup_decay(**{"decay": "cosine", "warmup_steps": 1, "total_steps": 2, **options})
+
+
+def test_inverse_square_root_follows_transformers_and_cools_down_to_zero():
+    from transformers import get_inverse_sqrt_schedule
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_inverse_sqrt_schedule(optimizer, num_warmup_steps=10, timescale=40).lr_lambdas[0]
+    ours = warmup_decay("inverse_sqrt", 10, 1000, timescale=40)
+    cooled = warmup_decay("inverse_sqrt", 10, 1000, timescale=40, cooldown_steps=100)
+    for update in (0, 5, 9, 10, 50, 500, 899, 950, 999):
+        expected = theirs(update + 1)  # they count the first update as step 0
+        assert ours(update) == pytest.approx(expected)
+        assert cooled(update) == pytest.approx(expected * min(1.0, (1000 - update - 1) / 100))
+
+
+def test_a_constant_rate_cools_down():
+    factor = warmup_decay("constant", 0, 10, cooldown_steps=4)
+    assert [factor(update) for update in range(10)] == pytest.approx([1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decay": "cosine", "cooldown_steps": 2},
+        {"decay": "constant", "min_ratio": 0.1},
+        {"decay": "constant", "cooldown_steps": 11},
+    ],
+)
+def test_ends_that_do_not_go_together_are_refused(options):
+    with pytest.raises(ValueError, match=r"go with|goes with|between 0 and"):
+        warmup_decay(warmup_steps=0, total_steps=10, **options)

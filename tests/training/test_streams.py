@@ -63,9 +63,16 @@ def test_processes_share_an_epoch(two_processes, folder, tmp_path):
     assert all((runs[0]["weights"][name] == value).all() for name, value in runs[1]["weights"].items())
 
 
-def test_an_incomplete_batch_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="whole global batches. Set `dataloader_drop_last=True`"):
-        make_trainer(folder, tmp_path, dataloader_drop_last=False).get_train_dataloader()
+@pytest.mark.parametrize("options", [{"dataloader_drop_last": False}, {"repeated_augmentation": 2}])
+def test_what_a_stream_cannot_do_is_refused(folder, tmp_path, options):
+    with pytest.raises(ValueError, match="Set `dataloader_drop_last=True` and `repeated_augmentation=1`"):
+        make_trainer(folder, tmp_path, **options).get_train_dataloader()
+
+
+def test_a_run_goes_on_with_as_many_readers_only(folder, tmp_path):
+    train(folder, tmp_path / "run", max_steps=1, save_strategy="steps", save_steps=1, dataloader_num_workers=0)
+    with pytest.raises(ValueError, match=r"readers \(processes x workers\) was 1 x 1 and is 1 x 2"):
+        train(folder, tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-1"))
 
 
 def test_a_recipe_streams_on_request(folder):

@@ -1,9 +1,13 @@
 """N processes compute what one computes: loss, gradients (as weights after SGD) and metrics."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 
-from tests.training.runs import train
+from hf_vitfm import ImageClassificationTrainer
+from tests.training.runs import make_args, make_model, make_rows, read_checkpoint, train
 
 
 def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -96,3 +100,48 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both(two_processes, tmp_
     healthy, broken = two_processes.run(diverge, str(tmp_path), 1)
     assert "The loss is not finite on another process at step 1" in healthy
     assert "The loss is nan at step 1" in broken
+
+
+def train_with_checkpoints(directory: str, resume: bool, **options) -> dict:
+    args = make_args(
+        directory,
+        max_steps=8,
+        optim="adamw_torch",
+        learning_rate=1e-3,
+        ema_decay=0.9,
+        save_strategy="steps",
+        save_steps=4,
+        **options,
+    )
+    model, rows = make_model(torch.float64), make_rows(dtype=torch.float64)
+    trainer = ImageClassificationTrainer(model=model, args=args, train_dataset=rows)
+    order = record_order(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    return {"samples": order, "state": read_checkpoint(f"{directory}/checkpoint-8")}
+
+
+def record_order(trainer) -> list[list[int]]:
+    """The first pixel of every image that the model sees, by step."""
+    seen, compute_loss = [], trainer.compute_loss
+
+    def record(model, inputs, *args, **kwargs):
+        seen.append(inputs["pixel_values"][:, 0, 0, 0].tolist())
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = record
+    return seen
+
+
+def test_a_run_of_one_process_goes_on_with_two(two_processes, tmp_path):
+    """The same samples in the same global batches, and the same weights, average and optimizer."""
+    whole = train_with_checkpoints(str(tmp_path / "whole"), resume=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "split")
+    shutil.rmtree(tmp_path / "split" / "checkpoint-8")
+    halves = two_processes.run(
+        train_with_checkpoints, str(tmp_path / "split"), resume=True, per_device_train_batch_size=4
+    )
+    joined = [first + second for first, second in zip(*(half["samples"] for half in halves), strict=True)]
+    assert joined == whole["samples"][4:]
+    for name, expected in whole["state"].items():
+        if not name.endswith("qkv.bias"):  # the key third has no true gradient: Adam amplifies rounding
+            torch.testing.assert_close(halves[0]["state"][name], expected, rtol=1e-9, atol=1e-12, msg=name)
