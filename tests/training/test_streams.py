@@ -57,7 +57,7 @@ def test_a_run_goes_on_where_it_stopped_to_the_same_weights(folder, tmp_path):
 
 
 def test_processes_share_an_epoch(two_processes, folder, tmp_path):
-    options = {"max_steps": 4, "per_device_train_batch_size": 2, "dataloader_num_workers": 1}
+    options = {"max_steps": 4, "per_device_train_batch_size": 2, "dataloader_num_workers": 0}
     runs = two_processes.run(train, folder, str(tmp_path / "run"), **options)
     assert sorted(sum(runs[0]["seen"] + runs[1]["seen"], [])) == list(range(32))
     assert all((runs[0]["weights"][name] == value).all() for name, value in runs[1]["weights"].items())
