@@ -3,14 +3,24 @@
 Nothing here consumes the global random state, so crops and flips do not depend on workers, processes or a resume.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .decode import BadImageError, decode_image
 
+
+logger = logging.getLogger(__name__)
+
+ON_BAD_IMAGE = ("error", "skip")
 _MASK = (1 << 64) - 1
+_ATTEMPTS = 10  # replacements tried for one bad row
+_IGNORED_CLASS = -100  # cross entropy's own `ignore_index`
 
 
 def mix_seed(*numbers: int) -> int:
@@ -90,25 +100,59 @@ class EpochOrder(Sampler):
 class ImageView(Dataset):
     """Rows with an image, seen as rows with `pixel_values`.
 
+    With `on_bad_image="skip"` a bad row (its image cannot be decoded, or the transform cannot take it) never changes
+    the number of rows in a batch, so that processes stay in step. In training another row takes its place, chosen by
+    the address of the bad one; in evaluation it keeps its place, with black pixels and a target that is left out.
+
     Args:
-        rows: any sequence of dictionaries with `image` (PIL image or uint8 tensor) and `label`; a row that already has
-            `pixel_values` is passed on as it is.
+        rows: any sequence of dictionaries with `image` and `label`; a row that already has `pixel_values` is passed on
+            as it is. Images are PIL images, uint8 tensors, or encoded (bytes, a path, or a dictionary of the two);
+            those of a `datasets.Dataset` are decoded here, so that an error names the row.
         transform: image -> float tensor (channels, height, width).
         seed: seed of the run for a transform with randomness: row (epoch, index) or (epoch, index, copy) is transformed
-            under a seed made of all of these, and the global random state is left as it was.
+            under a seed made of all of these, and the global random state is left as it was. None: evaluation.
+        on_bad_image: "error" or "skip".
+
+    Attributes:
+        bad_rows: with "skip", (rows,) uint8 in shared memory: 1 where a row was found bad, by any worker process.
     """
 
-    def __init__(self, rows: Sequence[dict], transform: Callable | None, seed: int | None = None):
-        self.rows = rows
+    def __init__(
+        self, rows: Sequence[dict], transform: Callable | None, seed: int | None = None, on_bad_image: str = "error"
+    ):
+        if on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {on_bad_image!r}.")
+        self.rows = _undecoded(rows)
         self.transform = transform
         self.seed = seed
+        self.bad_rows = torch.zeros(len(rows), dtype=torch.uint8).share_memory_() if on_bad_image == "skip" else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, ...]) -> dict:
         epoch, index, copy = (*key, 0)[:3] if isinstance(key, tuple) else (0, key, 0)
-        row = self.rows[index]
+        try:
+            return self._view(index, epoch, index, copy)
+        except BadImageError as error:
+            if self.bad_rows is None:
+                raise
+            self._note(index, error)
+        return self._blank(index) if self.seed is None else self._replacement(epoch, index, copy)
+
+    def bad_indices(self) -> list[int]:
+        """The rows that were found bad so far, in order; always none with `on_bad_image="error"`."""
+        return [] if self.bad_rows is None else self.bad_rows.nonzero().flatten().tolist()
+
+    def name(self, index: int) -> str:
+        """What to call a row in a message: its number and, where there is one, the path of its image."""
+        image = self.rows[index].get("image")
+        path = image.get("path") if isinstance(image, Mapping) else image
+        return f"row {int(index)}" + (f" ({path})" if isinstance(path, str | Path) else "")
+
+    def _view(self, number: int, epoch: int, index: int, copy: int) -> dict:
+        """Row `number` as the address (epoch, index, copy) transforms it."""
+        row = self.rows[number]
         if "pixel_values" in row:
             return row
         if "image" not in row or self.transform is None:
@@ -116,10 +160,14 @@ class ImageView(Dataset):
                 f"Row {index} has the columns {', '.join(row)}; expected `image` (and an image processor given to the "
                 "trainer as `processing_class`) or `pixel_values`."
             )
-        return {
-            **{name: row[name] for name in ("label", "labels") if name in row},
-            "pixel_values": self._pixels(row["image"], epoch, index, copy),
-        }
+        image = row["image"]
+        if image is None or isinstance(image, bytes | str | Path | Mapping):
+            image = decode_image(image, f"row {int(number)}")
+        try:
+            pixels = self._pixels(image, epoch, index, copy)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BadImageError(f"{self.name(number)} cannot be transformed: {error}") from error
+        return {**{name: row[name] for name in ("label", "labels") if name in row}, "pixel_values": pixels}
 
     def _pixels(self, image, epoch: int, index: int, copy: int):
         if self.seed is None:
@@ -131,3 +179,51 @@ class ImageView(Dataset):
             return self.transform(image)
         finally:
             generator.set_state(state)
+
+    def _note(self, index: int, error: BadImageError) -> None:
+        if not self.bad_rows[index]:
+            logger.warning("Skipping a bad image: %s", error)
+        self.bad_rows[index] = 1
+
+    def _replacement(self, epoch: int, index: int, copy: int) -> dict:
+        """Another row at this address: a good one, the same one in every run and for all copies."""
+        draws = (mix_seed(self.seed, epoch, index, attempt) for attempt in range(1, _ATTEMPTS + 1))
+        others = (index.other(draw) if hasattr(index, "other") else draw % len(self) for draw in draws)
+        return self._first_good(others, epoch, index, copy)
+
+    def _blank(self, index: int) -> dict:
+        """A bad row of an evaluation: black pixels and a target that no loss and no metric counts."""
+        row = self.rows[index]
+        following = ((index + step) % len(self) for step in range(1, _ATTEMPTS + 1))
+        pixels = torch.zeros_like(self._first_good(following, 0, index, 0)["pixel_values"])
+        targets = {name: _ignored(row[name]) for name in ("label", "labels") if row.get(name) is not None}
+        return {**targets, "pixel_values": pixels}
+
+    def _first_good(self, numbers: Iterable[int], epoch: int, index: int, copy: int) -> dict:
+        for number in numbers:
+            try:
+                return self._view(number, epoch, index, copy)
+            except BadImageError as error:
+                self._note(number, error)
+        raise BadImageError(
+            f"row {int(index)} is bad, and so are {_ATTEMPTS} others taken in its place: {len(self.bad_indices())} of "
+            f"{len(self)} rows were found bad so far. Repair the data set."
+        )
+
+
+def _undecoded(rows: Sequence[dict]) -> Sequence[dict]:
+    """Take the images of a `datasets.Dataset` as they are stored; one that formats its rows itself is left alone."""
+    if not hasattr(rows, "cast_column") or rows.format["type"] is not None:
+        return rows
+    feature = rows.features.get("image")
+    # A feature with a mode of its own converts the image too.
+    if not getattr(feature, "decode", False) or getattr(feature, "mode", None) is not None:
+        return rows
+    return rows.cast_column("image", type(feature)(decode=False))
+
+
+def _ignored(target: Any) -> Any:
+    target = torch.as_tensor(target)
+    if target.is_floating_point() or target.dim():
+        return torch.full(target.shape, float("nan"))
+    return torch.tensor(_IGNORED_CLASS)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..data.mixing import Mixing
+from ..data.order import ON_BAD_IMAGE
 from ..data.transforms import TrainOptions
 
 
@@ -43,6 +44,8 @@ class VisionTrainingArguments(TrainingArguments):
         repeated_augmentation: copies of each sample in a global batch, 1 = none; 3 in DeiT.
         class_weights: "balanced" weighs the training loss of every image with images / (classes x images of its class),
             so that every class counts alike; only for one class per image.
+        on_bad_image: "error" stops at an image that cannot be decoded or transformed, naming it; "skip" puts another
+            row in its place in training, leaves it out of the metrics in evaluation, and reports the number.
     """
 
     global_batch_size: int | None = field(default=None, metadata={"help": "samples per step over all devices"})
@@ -69,6 +72,7 @@ class VisionTrainingArguments(TrainingArguments):
     class_weights: str | None = field(
         default=None, metadata={"help": '"balanced": rare classes count as much as others'}
     )
+    on_bad_image: str = field(default="error", metadata={"help": "error or skip", "choices": list(ON_BAD_IMAGE)})
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "global gradient norm, 0 = no clipping"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "name of the schedule"})
@@ -109,6 +113,8 @@ class VisionTrainingArguments(TrainingArguments):
             )
         if self.class_weights not in (None, "balanced"):
             raise ValueError(f'`class_weights` must be "balanced" or None; got {self.class_weights!r}.')
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {self.on_bad_image!r}.")
         self._check_augmentation()
 
     def _check_learning_rates(self) -> None:

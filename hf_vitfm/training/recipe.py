@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
 from ..data.datasets import load_images
+from ..data.sources.stream import open_stream
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
@@ -69,6 +70,9 @@ class DataArguments:
     )
     title: str | None = field(default=None, metadata={"help": "name of the data set for the card"})
     license: str | None = field(default=None, metadata={"help": "licence of the data set for the card, such as mit"})
+    streaming: bool = field(
+        default=False, metadata={"help": "read parquet or tar shards in sequence where they lie, without a copy"}
+    )
     keep_in_memory: bool = field(default=False, metadata={"help": "decode all images once (small sets)"})
     smoke: bool = field(default=False, metadata={"help": "a few steps of a tiny model on embedded images"})
 
@@ -93,6 +97,8 @@ class DataArguments:
                 splits["test"].shuffle(seed=0).select(range(SMOKE_ROWS)),
                 "test",
             )
+        if self.streaming:
+            return self._open_streams()
         splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
         train = self._split(splits, self.train_split)
         name = self.eval_split or next((name for name in ("validation", "test") if name in splits), None)
@@ -105,6 +111,20 @@ class DataArguments:
                 "0.1) to evaluate on a share of the training images."
             )
         return train, self._split(splits, name), name
+
+    def _open_streams(self):
+        if self.holdout is not None:
+            raise ValueError(
+                "`holdout` takes rows out of a data set that is at hand; with `streaming` give `eval_split`."
+            )
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        train = open_stream(self.dataset, self.train_split, **columns)
+        for name in ("validation", "test") if self.eval_split is None else (self.eval_split,):
+            try:
+                return train, open_stream(self.dataset, name, label_names=train.label_names, **columns), name
+            except FileNotFoundError as error:
+                missing = error
+        raise ValueError(f"{self.dataset!r} has no shards to evaluate on. Give `eval_split`.") from missing
 
     def _split(self, splits, name: str):
         if name not in splits:

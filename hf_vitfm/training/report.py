@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..cards.figures import draw_confusion, draw_curves, draw_examples
 from ..cards.model_card import MARKER, create_model_card
 from ..cards.redact import redact, redact_command
 from ..cards.target_figures import draw_average_precision, draw_scatter
+from ..data.decode import decode_image
 from ..evaluation.metrics import confusion_matrix, summarize_logits
 from ..models.modeling_losses import known_rows, resolve_problem_type
 from ..version import __version__
@@ -65,9 +67,8 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     directory = Path(trainer.args.output_dir)
     outputs, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
     known = known_rows(labels)
-    if not known.all():
-        kept = known.nonzero().flatten().tolist()
-        rows = rows.select(kept) if hasattr(rows, "select") else [rows[i] for i in kept]
+    rows = _Pictures(rows, known.nonzero().flatten().tolist())
+    prediction.metrics["eval_samples"] = len(rows)
     draw_curves(trainer.state.log_history, directory / "curves.png")
     details = _report_targets(trainer, rows, outputs[known], labels[known])
     trainer.log_metrics("eval", prediction.metrics)
@@ -95,6 +96,20 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     create_model_card(directory)
     return prediction.metrics
+
+
+class _Pictures:
+    """The images of the rows that were evaluated, read when they are looked at."""
+
+    def __init__(self, rows, kept: list[int]):
+        self.rows, self.kept = rows, kept
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int):
+        image = self.rows[self.kept[index]]["image"]
+        return decode_image(image) if isinstance(image, bytes | str | Path | Mapping) else image
 
 
 def _report_targets(trainer: ImageClassificationTrainer, rows, outputs: torch.Tensor, labels: torch.Tensor) -> dict:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..data.datasets import split_off
+from ..data.datasets import label_names, split_off
 
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def read_targets(dataset: "Dataset", problem_type: str | None = None) -> Targets
     """
     if problem_type not in (None, SINGLE, MULTI, REGRESSION):
         raise ValueError(f"`problem_type` must be one of {SINGLE}, {MULTI}, {REGRESSION}; got {problem_type!r}.")
+    if "label" not in dataset.features or (problem_type == REGRESSION and not hasattr(dataset, "add_column")):
+        raise ValueError(
+            "A stream is for class ids whose names are known, as parquet files of `datasets` hold them. Load other "
+            "labels without `streaming`."
+        )
     names = getattr(dataset.features["label"], "names", None)
     if names is not None and problem_type in (None, SINGLE):
         return Targets(SINGLE, names)
@@ -73,8 +78,9 @@ def read_targets(dataset: "Dataset", problem_type: str | None = None) -> Targets
 
 
 def output_names(dataset: "Dataset", count: int) -> list[str]:
-    """Names of the outputs for labels that are vectors or numbers."""
-    return [f"output {i}" for i in range(count)]
+    """Names of the outputs for labels that are vectors or numbers: those that the data set holds, or their numbers."""
+    names = label_names(dataset)
+    return names if names is not None and len(names) == count else [f"output {i}" for i in range(count)]
 
 
 def as_numbers(dataset: "Dataset") -> "Dataset":
@@ -85,8 +91,8 @@ def as_numbers(dataset: "Dataset") -> "Dataset":
     """
     import datasets
 
-    names = getattr(dataset.features["label"], "names", None)
-    if names is None:
+    names = getattr(dataset.features.get("label"), "names", None)
+    if names is None or not hasattr(dataset, "add_column"):  # numbers already, or a stream
         return dataset
     try:
         numbers = [float(name) for name in names]

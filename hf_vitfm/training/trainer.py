@@ -8,14 +8,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from ..data.order import EpochOrder, ImageView
+from ..data.streams import StreamOrder, StreamRows
 from ..data.transforms import build_transform
 from ..models.modeling_base import VitfmPreTrainedModel
 from .arguments import VisionTrainingArguments
+from .bad_images import warn_of_bad_images
 from .ema import WeightAverage
 from .lars import LARS
 from .optimization import parameter_groups
 from .resumable import ResumableTrainer
 from .schedules import DECAYS, DEFAULT_TIMESCALE, warmup_decay
+from .throughput import LoaderClock
 
 
 class _FollowTraining(TrainerCallback):
@@ -31,6 +34,9 @@ class _FollowTraining(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.trainer.ema is not None and not self.trainer.accelerator.optimizer_step_was_skipped:
             self.trainer.ema.update()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        warn_of_bad_images(self.trainer.train_view, "training", args)
 
 
 class VisionTrainer(ResumableTrainer):
@@ -64,7 +70,9 @@ class VisionTrainer(ResumableTrainer):
     ):
         if not isinstance(args, VisionTrainingArguments):
             raise TypeError(f"`args` must be VisionTrainingArguments; got {type(args).__name__}.")
-        self.train_order: EpochOrder | None = None
+        self.train_order: EpochOrder | StreamOrder | None = None
+        self.train_view: ImageView | None = None
+        self.loader_clock = LoaderClock()
         self.ema: WeightAverage | None = None  # during `train()`, with `args.ema_decay`
         if processing_class is not None:
             options = args.train_transform_options
@@ -95,20 +103,52 @@ class VisionTrainer(ResumableTrainer):
                 "Set `dataloader_drop_last=True`."
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.train_order = EpochOrder(
-            len(self.train_dataset),
-            seed,
-            self.args.global_batch_size,
-            self.args.dataloader_drop_last,
-            self.args.repeated_augmentation,
-        )
+        self.train_order = self._stream_order(seed) if self._reads_stream else self._epoch_order(seed)
+        self.train_view = ImageView(self.train_dataset, self.train_transform, seed, self.args.on_bad_image)
         return self._get_dataloader(
-            dataset=ImageView(self.train_dataset, self.train_transform, seed),
+            dataset=self.train_view,
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=lambda dataset: self.train_order,
             is_training=True,
         )
+
+    def _epoch_order(self, seed: int) -> EpochOrder:
+        args = self.args
+        return EpochOrder(
+            len(self.train_dataset),
+            seed,
+            args.global_batch_size,
+            args.dataloader_drop_last,
+            args.repeated_augmentation,
+        )
+
+    @property
+    def _reads_stream(self) -> bool:
+        return isinstance(self.train_dataset, StreamRows)
+
+    def _stream_order(self, seed: int) -> StreamOrder:
+        args = self.args
+        if not args.dataloader_drop_last or args.repeated_augmentation > 1:
+            raise ValueError(
+                "A stream is read in whole global batches, each row once. Set `dataloader_drop_last=True` and "
+                "`repeated_augmentation=1`."
+            )
+        return StreamOrder(
+            self.train_dataset,
+            seed,
+            micro_batch=self._train_batch_size,
+            global_batch=args.global_batch_size,
+            processes=args.world_size,
+            workers=args.dataloader_num_workers,
+        )
+
+    def _run_state(self) -> dict:
+        if not self._reads_stream:
+            return super()._run_state()
+        workers = max(self.args.dataloader_num_workers, 1)  # the order of a stream depends on who reads it
+        readers = f"{self.args.world_size} x {workers}"
+        return {**super()._run_state(), "readers (processes x workers)": readers, "window": self.train_dataset.window}
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
         # `dataloader_drop_last` is for training: transformers would drop rows of the evaluation too.
@@ -121,6 +161,7 @@ class VisionTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Every row once; processes share the rows exactly."""
+        self.loader_clock.stop()
         return super().get_eval_dataloader(self._eval_view(eval_dataset))
 
     def get_test_dataloader(self, test_dataset):
@@ -135,7 +176,17 @@ class VisionTrainer(ResumableTrainer):
             raise ValueError("Evaluation needs an `eval_dataset`.")
         if len(dataset) == 0:
             raise ValueError("The evaluation set is empty.")
-        return ImageView(dataset, self.eval_transform)
+        return ImageView(dataset, self.eval_transform, on_bad_image=self.args.on_bad_image)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one step, and the number of their label elements; the wait for them is timed."""
+        return super().get_batch_samples(self.loader_clock.watch(epoch_iterator), num_batches, device)
+
+    def log(self, logs, start_time=None):
+        """Trainer's log, with images per second and the share of time spent waiting for them in training logs."""
+        if "loss" in logs:
+            logs |= self.loader_clock.read(self.args)
+        super().log(logs, start_time)
 
     def create_optimizer(self, model=None):
         """The optimizer that `args.optim` names, on groups by layer and decay; SGD and LARS get `args.momentum`."""
@@ -222,10 +273,13 @@ class VisionTrainer(ResumableTrainer):
     def _averaged(self):
         return nullcontext() if self.ema is None else self.ema.applied()
 
-    def evaluation_loop(self, *args, **kwargs):
-        """Evaluate or predict, with the averaged weights if there are any."""
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        """Evaluate or predict, with the averaged weights if there are any; images that were left out are reported."""
         with self._averaged():
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if isinstance(getattr(dataloader, "dataset", None), ImageView):
+            warn_of_bad_images(dataloader.dataset, "evaluation", self.args)
+        return output
 
     def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
         """Save the model: the averaged weights if there are any; in a checkpoint the raw ones."""

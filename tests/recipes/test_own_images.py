@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -99,13 +100,13 @@ def results(output: Path) -> tuple[dict, list]:
 
 
 def test_several_labels_from_data_to_card(tmp_path, tiny_checkpoint):
-    labels = [[float(i % 2), float(i % 3 == 0), 1.0] for i in range(24)]
-    data = write_table(tmp_path / "data", labels, datasets.List(datasets.Value("float32")))
+    labels = [["odd"] * (i % 2) + ["third"] * (i % 3 == 0) + ["all"] for i in range(24)]
+    data = write_table(tmp_path / "data", labels, datasets.List(datasets.Value("string")))
     output = tmp_path / "run"
     metrics, record, card = run(output, data, tiny_checkpoint, "--num_train_epochs", "1", "--holdout", "0.25")
     assert record["problem_type"] == "multi_label_classification"
     assert json.loads((output / "config.json").read_text())["problem_type"] == "multi_label_classification"
-    assert list(record["per_class"]) == ["output 0", "output 1", "output 2"]
+    assert list(record["per_class"]) == ["all", "odd", "third"]
     saved, reported = results(output)
     assert {r.metric_type: r.metric_value for r in reported} == {
         "mean_average_precision": saved["eval_mean_average_precision"],
@@ -140,6 +141,34 @@ def test_numbers_from_data_to_card(tmp_path, tiny_checkpoint):
     table = tmp_path / "table.csv"
     assert command(["predict", str(output), str(output / "scatter.png"), "--output", str(table)]) == 0
     assert table.read_text().splitlines()[0] == "file,output 0,error"
+
+
+def test_vectors_without_names_get_numbers(tmp_path, tiny_checkpoint):
+    data = write_table(tmp_path / "data", [[i % 2, 1] for i in range(24)], datasets.List(datasets.Value("int64")))
+    _, record, _ = run(tmp_path / "run", data, tiny_checkpoint, "--max_steps", "1")
+    assert list(record["per_class"]) == ["output 0", "output 1"]
+
+
+def test_bad_images_are_skipped_on_request(tmp_path, emoji_folder, tiny_checkpoint):
+    data = tmp_path / "data"
+    shutil.copytree(emoji_folder, data / "train")
+    shutil.copytree(emoji_folder, data / "test")
+    (data / "test" / "Animals & Nature" / "0.png").touch()  # the first of all evaluation images
+    (data / "train" / "Flags" / "0.png").write_text("no image")
+    options = ["--max_steps", "2", "--on_bad_image", "skip"]
+    metrics, record, _ = run(tmp_path / "run", data, tiny_checkpoint, *options)
+    assert metrics["eval_samples"] == record["dataset"]["evaluation_rows"] == 35
+    assert (tmp_path / "run" / "examples.png").stat().st_size > 5_000
+
+
+def test_a_stream_is_trained_on_and_drawn(tmp_path, tiny_checkpoint):
+    data = write_table(tmp_path / "data", [i % 2 for i in range(24)], datasets.ClassLabel(names=["even", "odd"]))
+    shutil.copy(data / "train.parquet", data / "test.parquet")
+    options = ["--max_steps", "2", "--streaming", "true"]
+    metrics, record, _ = run(tmp_path / "run", data, tiny_checkpoint, *options)
+    assert list(record["per_class"]) == ["even", "odd"] and metrics["eval_samples"] == 24
+    with pytest.raises(ValueError, match="without `streaming`"):
+        run(tmp_path / "other", data, tiny_checkpoint, *options, "--problem_type", "regression")
 
 
 def test_folders_named_by_numbers_can_be_numbers(tmp_path, tiny_checkpoint):

@@ -163,6 +163,7 @@ def table(labels, feature=None) -> datasets.Dataset:
 
 
 CLASSES = datasets.ClassLabel(names=["10", "2.5"])
+NAMED = datasets.List(datasets.Value("float32", id='["sky", "sea"]'))  # as `load_images` names the places of a vector
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,7 @@ CLASSES = datasets.ClassLabel(names=["10", "2.5"])
         ([0, 1], CLASSES, None, SINGLE, ["10", "2.5"]),
         ([[1, 0, 0], [0, 1, 1]], None, None, MULTI, ["output 0", "output 1", "output 2"]),
         ([[1.0, NAN], [0.0, 1.0]], None, None, MULTI, ["output 0", "output 1"]),
+        ([[1.0, 0.0], [0.0, 1.0]], NAMED, None, MULTI, ["sky", "sea"]),
         ([[1.0, 0.0], [0.0, 1.0]], None, REGRESSION, REGRESSION, ["output 0", "output 1"]),
         ([[0.5, 2.0], [0.0, 1.0]], None, None, REGRESSION, ["output 0", "output 1"]),
         ([0.5, None], None, None, REGRESSION, ["output 0"]),

@@ -1,0 +1,97 @@
+"""Shards are found in folders, by patterns, behind URLs and on the Hub."""
+
+import fsspec
+import pytest
+
+from hf_vitfm.data.datasets import label_names
+from hf_vitfm.data.sources.stream import expand_braces, find_shards, open_stream
+from tests.data.images import write_tar
+from tests.data.streaming import write_shards
+
+
+def labels(rows):
+    return [int(row["label"]) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_folder_goes_by_the_split_in_its_files_names(tmp_path, kind):
+    write_shards(tmp_path, [3, 2], kind)
+    write_shards(tmp_path, [4], kind, first=5, split="val")
+    (tmp_path / "README.md").write_text("not a shard")
+    assert labels(open_stream(tmp_path)) == [0, 1, 2, 3, 4]
+    assert labels(open_stream(str(tmp_path), "validation")) == labels(open_stream(tmp_path, "val")) == [5, 6, 7, 8]
+    with pytest.raises(FileNotFoundError, match="no parquet files or tars of the split test"):
+        open_stream(tmp_path, "test")
+    with pytest.raises(ValueError, match="`split` must be one of train, .*; got 'google'"):
+        open_stream(tmp_path, "google")
+
+
+def test_patterns_files_and_lists(tmp_path, monkeypatch):
+    paths = write_shards(tmp_path / "a", [1, 1, 1, 1])
+    assert labels(open_stream(tmp_path / "a" / "train-{000..002}.tar")) == [0, 1, 2]
+    assert labels(open_stream(str(tmp_path / "a" / "*-00[13].tar"))) == [1, 3]
+    assert labels(open_stream(paths[2])) == [2]
+    assert labels(open_stream(paths[::-2])) == [3, 1]  # a list keeps its order
+    monkeypatch.chdir(tmp_path)
+    assert find_shards("a") == paths
+
+
+def test_braces_are_written_out_as_a_shell_does():
+    assert expand_braces("a{08..10}-{x,yz}.tar") == [
+        f"a{n}-{end}.tar" for n in ("08", "09", "10") for end in ("x", "yz")
+    ]
+    assert expand_braces("plain") == ["plain"]
+
+
+def test_urls_go_through_fsspec(tmp_path):
+    for path in write_shards(tmp_path, [2, 3], "parquet"):
+        with (
+            open(path, "rb") as source,
+            fsspec.open(f"memory://stream/data/{path.rpartition('/')[2]}", "wb") as target,
+        ):
+            target.write(source.read())
+    assert labels(open_stream("memory://stream")) == [0, 1, 2, 3, 4]
+    assert labels(open_stream("memory://stream/data/train-{000..001}.parquet")) == [0, 1, 2, 3, 4]
+    assert labels(open_stream("memory://stream/data/*-001.parquet")) == [2, 3, 4]
+
+
+def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch):
+    from fsspec import core
+
+    asked = []
+
+    def url_to_fs(url):
+        asked.append(url)
+        raise FileNotFoundError(url)
+
+    monkeypatch.setattr(core, "url_to_fs", url_to_fs)
+    with pytest.raises(FileNotFoundError):
+        open_stream("namespace/name")
+    assert asked == ["hf://datasets/namespace/name"]
+
+
+def test_names_of_classes_are_those_of_the_files_or_given(tmp_path):
+    write_shards(tmp_path / "named", [3], "parquet", names=["a", "b", "c"])
+    rows = open_stream(tmp_path / "named")
+    assert label_names(rows) == rows.label_names == ["a", "b", "c"]
+    write_tar(tmp_path / "1.tar", {"1.png": b"", "1.json": {"kind": "cat"}})
+    rows = open_stream(tmp_path / "1.tar", label_column="kind", label_names=["ape", "cat"])
+    assert labels(rows) == [1]
+    assert label_names(open_stream(tmp_path / "1.tar")) is None
+
+
+def test_two_kinds_of_shards_are_refused(tmp_path):
+    write_shards(tmp_path, [1], "tar")
+    write_shards(tmp_path, [1], "parquet")
+    with pytest.raises(ValueError, match="both parquet files and tars"):
+        open_stream(tmp_path)
+
+
+def test_a_shard_without_the_columns_of_the_first_is_named(tmp_path):
+    write_shards(tmp_path, [1], "parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [b""]}), tmp_path / "train-001.parquet")
+    with pytest.raises(ValueError, match=r"train-001\.parquet has no column 'image'; it has picture"):
+        open_stream(tmp_path)
