@@ -14,7 +14,9 @@ import transformers
 from ..cards.figures import draw_confusion, draw_curves, draw_examples
 from ..cards.model_card import MARKER, create_model_card
 from ..cards.redact import redact, redact_command
+from ..data.order import ImageView
 from ..evaluation.metrics import classification_metrics, confusion_matrix, summarize_logits
+from ..models.modeling_losses import IGNORE_INDEX
 from ..version import __version__
 from .arguments import VisionTrainingArguments
 from .classification import ImageClassificationTrainer
@@ -59,14 +61,17 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         return prediction.metrics
     directory = Path(trainer.args.output_dir)
     logits, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    counted = labels != IGNORE_INDEX  # the others are images that were skipped
+    pictures = _Pictures(rows, counted.nonzero().flatten().tolist())
+    logits, labels = logits[counted], labels[counted]
     summary = summarize_logits(logits, labels)
     names = trainer.class_names
-    _draw(directory, trainer.state.log_history, rows, labels, summary, names)
+    _draw(directory, trainer.state.log_history, pictures, labels, summary, names)
     trainer.log_metrics("eval", prediction.metrics)
     trainer.save_metrics("eval", prediction.metrics)
     record = {
         "task": "image-classification",
-        "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(rows), **dataset},
+        "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(pictures), **dataset},
         "hyperparameters": {
             **training_settings(trainer.args),
             "optimizer": getattr(trainer.args.optim, "value", trainer.args.optim),
@@ -90,11 +95,24 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     return prediction.metrics
 
 
-def _draw(directory: Path, history: list[dict], rows, labels, summary, names: Sequence[str]) -> None:
+class _Pictures(Sequence):
+    """The images of some rows, decoded when they are looked at."""
+
+    def __init__(self, rows, indices: list[int]):
+        self._view, self._indices = ImageView(rows, None), indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int):
+        return self._view.image(self._indices[place])
+
+
+def _draw(directory: Path, history: list[dict], pictures: Sequence, labels, summary, names: Sequence[str]) -> None:
     predicted = summary[:, 0].long()
     draw_curves(history, directory / "curves.png")
     draw_confusion(confusion_matrix(predicted, labels, len(names)), names, directory / "confusion.png")
-    draw_examples(rows, labels, predicted, summary[:, 1], names, directory / "examples.png")
+    draw_examples(pictures, labels, predicted, summary[:, 1], names, directory / "examples.png")
 
 
 def print_summary(metrics: dict, directory, seconds: float | None = None) -> None:

@@ -9,12 +9,15 @@ On several devices put `accelerate launch` in the place of `python`. `--smoke` r
 
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
 
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, load_image_processor
+from hf_vitfm.data.decode import BadImageError
+from hf_vitfm.data.order import ImageView
 from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
@@ -48,13 +51,23 @@ def build(args: ModelArguments, class_names: list[str], smoke: bool):
     return ViTForImageClassification(config), ViTImageProcessor(size={"height": height, "width": width})
 
 
+def first_picture(rows):
+    """The first image that can be decoded."""
+    view = ImageView(rows, None)
+    for index in range(len(rows)):
+        with suppress(BadImageError):
+            return view.image(index)
+    raise BadImageError(f"none of the {len(rows)} evaluation images can be decoded")
+
+
 def check_reload(directory: str, rows) -> None:
     """Load the finished model as its users will, by `from_pretrained` and by `pipeline`, and compare the two."""
     model = AutoModelForImageClassification.from_pretrained(directory)
-    pixels = load_image_processor(directory)(images=rows[0]["image"].convert("RGB"), return_tensors="pt")
+    image = first_picture(rows).convert("RGB")
+    pixels = load_image_processor(directory)(images=image, return_tensors="pt")
     with torch.no_grad():
         expected = model(**pixels).logits.argmax(-1).item()
-    best = pipeline("image-classification", model=directory, device="cpu")(rows[0]["image"].convert("RGB"))[0]
+    best = pipeline("image-classification", model=directory, device="cpu")(image)[0]
     if best["label"] != model.config.id2label[expected]:
         raise RuntimeError(
             f"from_pretrained and pipeline disagree: {model.config.id2label[expected]}, {best['label']}"
