@@ -36,6 +36,7 @@ _LAZY = {
     "load_image_processor": "conversion",
     "load_images": "data.datasets",
     "load_sample": "data.samples",
+    "open_stream": "data.sources.stream",
 }
 
 __all__ = sorted(["ViTConfig", "ViTForImageClassification", "ViTModel", "__version__", *_LAZY])

@@ -150,6 +150,18 @@ class ImageView(Dataset):
         path = image.get("path") if isinstance(image, Mapping) else image
         return f"row {int(index)}" + (f" ({path})" if isinstance(path, str | Path) else "")
 
+    def image(self, index: int) -> Any:
+        """The image of a row as it is before the transform, decoded.
+
+        Raises:
+            BadImageError: if it cannot be decoded.
+        """
+        return self._image(self.rows[index]["image"], index)
+
+    def _image(self, image: Any, number: int) -> Any:
+        is_encoded = image is None or isinstance(image, bytes | str | Path | Mapping)
+        return decode_image(image, f"row {int(number)}") if is_encoded else image
+
     def _view(self, number: int, epoch: int, index: int, copy: int) -> dict:
         """Row `number` as the address (epoch, index, copy) transforms it."""
         row = self.rows[number]
@@ -160,9 +172,7 @@ class ImageView(Dataset):
                 f"Row {index} has the columns {', '.join(row)}; expected `image` (and an image processor given to the "
                 "trainer as `processing_class`) or `pixel_values`."
             )
-        image = row["image"]
-        if image is None or isinstance(image, bytes | str | Path | Mapping):
-            image = decode_image(image, f"row {int(number)}")
+        image = self._image(row["image"], number)
         try:
             pixels = self._pixels(image, epoch, index, copy)
         except (OSError, RuntimeError, ValueError) as error:

@@ -58,7 +58,7 @@ class StreamRows(Dataset):
     Args:
         shards: the shards, in an order that is the same in every run.
         window: rows that are read and shuffled together. Larger mixes better and takes more memory: one window and one
-            row group per loader worker.
+            row group per loader worker. Only rows of one window mix, so shards must not be sorted by class.
         label_names: names of the classes in the order of their ids; labels that are names become ids by it.
 
     Raises:

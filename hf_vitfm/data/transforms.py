@@ -2,7 +2,8 @@
 
 A transform is a chain of small steps. They work on uint8 tensors (channels, height, width), where torchvision's
 kernels are fastest, until one rescales and normalises to float32. Grey images stay one channel wide until then. EXIF
-orientation is not looked at: `datasets` and `transformers.image_utils.load_image` apply it when they read a file.
+orientation is not looked at: `decode_image`, `datasets` and `transformers.image_utils.load_image` apply it when they
+read a file.
 """
 
 import math

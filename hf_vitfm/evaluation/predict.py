@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.decode import decode_image
+from ..data.sources.splits import IMAGE_SUFFIXES
 from ..data.transforms import build_transform
-
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ..cards.figures import draw_confusion, draw_curves, draw_examples
 from ..cards.model_card import MARKER, create_model_card
 from ..cards.redact import redact, redact_command
 from ..cards.target_figures import draw_average_precision, draw_scatter
-from ..data.decode import decode_image
+from ..data.order import ImageView
 from ..evaluation.metrics import confusion_matrix, summarize_logits
 from ..models.modeling_losses import known_rows, resolve_problem_type
 from ..version import __version__
@@ -98,18 +98,17 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     return prediction.metrics
 
 
-class _Pictures:
-    """The images of the rows that were evaluated, read when they are looked at."""
+class _Pictures(Sequence):
+    """The images of some rows, decoded when they are looked at."""
 
-    def __init__(self, rows, kept: list[int]):
-        self.rows, self.kept = rows, kept
+    def __init__(self, rows, indices: list[int]):
+        self._view, self._indices = ImageView(rows, None), indices
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self._indices)
 
-    def __getitem__(self, index: int):
-        image = self.rows[self.kept[index]]["image"]
-        return decode_image(image) if isinstance(image, bytes | str | Path | Mapping) else image
+    def __getitem__(self, place: int):
+        return self._view.image(self._indices[place])
 
 
 def _report_targets(trainer: ImageClassificationTrainer, rows, outputs: torch.Tensor, labels: torch.Tensor) -> dict:

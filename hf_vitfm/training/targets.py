@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..data.datasets import label_names, split_off
 
@@ -159,11 +160,14 @@ class TargetScale:
 
     @torch.no_grad()
     def restore(self, model: torch.nn.Module) -> None:
-        """Make a model that was trained on standardised numbers answer in the unit of the data."""
+        """Make a model that was trained on standardised numbers answer in the unit of the data.
+
+        On sharded parameters all processes have to call it.
+        """
+        mean, deviation = torch.tensor(self.mean), torch.tensor(self.deviation)
         for head in self.heads(model):
-            mean, deviation = (torch.tensor(values).to(head.bias) for values in (self.mean, self.deviation))
-            head.weight.mul_(deviation[:, None])
-            head.bias.mul_(deviation).add_(mean)
+            head.weight.mul_(_as(deviation[:, None], head.weight))
+            head.bias.mul_(_as(deviation, head.bias)).add_(_as(mean, head.bias))
 
 
 def hold_out(dataset: "Dataset", share: float, seed: int) -> tuple["Dataset", "Dataset"]:
@@ -205,3 +209,11 @@ def _as_floats(label) -> float | list[float]:
     if isinstance(label, list):
         return [math.nan if value is None else value for value in label]
     return math.nan if label is None else label
+
+
+def _as(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Values in the shape, dtype and place of a weight, sharded if it is."""
+    values = values.to(weight.device, weight.dtype).expand(weight.shape)
+    if isinstance(weight, DTensor):
+        return distribute_tensor(values.contiguous(), weight.device_mesh, weight.placements)
+    return values

@@ -36,6 +36,7 @@ class _FollowTraining(TrainerCallback):
             self.trainer.ema.update()
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.loader_clock.stop()
         warn_of_bad_images(self.trainer.train_view, "training", args)
 
 

@@ -9,13 +9,15 @@ On several devices put `accelerate launch` in the place of `python`. `--smoke` r
 
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
 
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, load_image_processor
-from hf_vitfm.data.decode import decode_image
+from hf_vitfm.data.decode import BadImageError
+from hf_vitfm.data.order import ImageView
 from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
@@ -56,20 +58,19 @@ def build(args: ModelArguments, targets: Targets, smoke: bool):
     return ViTForImageClassification(config), ViTImageProcessor(size={"height": height, "width": width})
 
 
-def first_image(rows):
-    """The first evaluation image that can be read, in RGB; the report has counted those that cannot."""
-    for i in range(len(rows)):
-        try:
-            return decode_image(rows[i]["image"]).convert("RGB")
-        except (OSError, SyntaxError, ValueError):
-            continue
-    raise ValueError("No evaluation image can be read.")
+def first_picture(rows):
+    """The first image that can be decoded."""
+    view = ImageView(rows, None)
+    for index in range(len(rows)):
+        with suppress(BadImageError):
+            return view.image(index)
+    raise BadImageError(f"none of the {len(rows)} evaluation images can be decoded")
 
 
 def check_reload(directory: str, rows) -> None:
     """Load the finished model as its users will, by `from_pretrained` and by `pipeline`, and compare the two."""
     model = AutoModelForImageClassification.from_pretrained(directory)
-    image = first_image(rows)
+    image = first_picture(rows).convert("RGB")
     with torch.no_grad():
         logits = model(**load_image_processor(directory)(images=image, return_tensors="pt")).logits[0]
     expected = model.config.id2label[logits.argmax().item()]

@@ -8,6 +8,7 @@ import pytest
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from hf_vitfm.data.datasets import label_names, load_images
+from hf_vitfm.data.labels import encode_labels
 from tests.data.images import grey_png
 
 
@@ -112,6 +113,14 @@ def test_an_absurd_class_id_is_named_with_its_row(tmp_path):
         load_images([tmp_path / "test.jsonl", tmp_path / "train.jsonl"])
     write_jsonl(tmp_path, [{"label": label} for label in (0, 21_840)])  # a few classes of a large set
     assert len(label_names(load_images(tmp_path / "train.jsonl")["train"])) == 21_841
+
+
+def test_many_classes_are_no_mistake_if_there_are_rows_of_them():
+    splits = {"train": datasets.Dataset.from_dict({"label": list(range(100_500)), "image": list(range(100_500))})}
+    assert encode_labels(datasets, splits)["train"].features["label"].num_classes == 100_500
+    splits = {"train": datasets.Dataset.from_dict({"label": [0, 100_500], "image": [0, 1]})}
+    with pytest.raises(ValueError, match="row 1 of split train has the class id 100500, and there are 2"):
+        encode_labels(datasets, splits)
 
 
 def test_a_list_without_a_value_is_refused(tmp_path):

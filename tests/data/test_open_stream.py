@@ -65,7 +65,7 @@ def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch):
         raise FileNotFoundError(url)
 
     monkeypatch.setattr(core, "url_to_fs", url_to_fs)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="'namespace/name' is no local path, and the Hub has no list"):
         open_stream("namespace/name")
     assert asked == ["hf://datasets/namespace/name"]
 

@@ -124,6 +124,16 @@ def test_rows_are_shuffled_in_their_window(rows):
     assert sum(window != sorted(window) for window in windows) >= 9
 
 
+def test_a_window_has_another_order_in_every_epoch(tmp_path):
+    order = make_order(StreamRows(open_shards(write_shards(tmp_path / "one", [8])), window=8))
+    epochs = []
+    for epoch in range(4):
+        order.set_epoch(epoch)
+        epochs.append(tuple(int(index) for _, index in order))
+    assert {tuple(sorted(rows)) for rows in epochs} == {tuple(range(8))}
+    assert len(set(epochs)) == 4
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_addresses_give_their_rows(tmp_path, kind):
     rows = StreamRows(open_shards(write_shards(tmp_path / "shards", [11, 7, 20], kind)), window=8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import ModelCard
 from transformers import ViTConfig, ViTImageProcessor, pipeline
 from transformers import ViTForImageClassification as TheirViT
@@ -14,9 +15,10 @@ from transformers import ViTForImageClassification as TheirViT
 from hf_vitfm import ViTConfig as OurConfig
 from hf_vitfm.data.samples import load_sample
 from hf_vitfm.training.arguments import VisionTrainingArguments
-from hf_vitfm.training.recipe import DataArguments, load_for_fine_tuning, parse_recipe
+from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.targets import SINGLE, Targets
 from recipes.vit import finetune
+from tests.data.images import encode, noise
 
 
 CONFIGS = sorted(Path("recipes").glob("*/configs/*.yaml"))
@@ -68,6 +70,34 @@ def test_a_smoke_run_says_what_it_was(tmp_path):
     assert "imagenet" not in card.split("---")[1] and "base_model" not in card.split("---")[1]
     run = (tmp_path / "run" / "run.json").read_text()
     assert token not in run and str(tmp_path) not in run
+
+
+def test_a_stream_with_a_bad_image_goes_through_to_the_card(tmp_path):
+    feature = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    for split, rows in (("train", 24), ("test", 8)):
+        images = [encode(noise(16, 16, seed=i)) if i else b"not an image" for i in range(rows)]
+        columns = {"image": [{"bytes": data, "path": None} for data in images], "label": [i % 3 for i in range(rows)]}
+        Dataset.from_dict(columns, features=feature).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    (tmp_path / "run.yaml").write_text(
+        f"dataset: {tmp_path / 'data'}\nmodel: {SMOKE_MODEL}\nimage_size: 16\n".replace("'image_size': 16, ", "")
+    )
+    options = [
+        "--streaming",
+        "--on_bad_image",
+        "skip",
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "8",
+    ]
+    output = ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none"]
+    metrics = finetune.main([str(tmp_path / "run.yaml"), *options, *output])
+    assert 0 <= metrics["eval_top1"] <= 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["dataset"]["evaluation_rows"] == 7
+    assert (tmp_path / "run" / "examples.png").stat().st_size > 5_000
 
 
 def test_somebody_elses_readme_stops_the_run_before_training(tmp_path):

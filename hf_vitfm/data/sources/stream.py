@@ -68,26 +68,12 @@ def find_shards(source: str | Path | Sequence[str | Path], split: str = "train")
         FileNotFoundError: if there are none.
         ValueError: if there are both kinds.
     """
-    from fsspec.core import url_to_fs
-
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}; got {split!r}.")
-    if not isinstance(source, str | Path):
-        paths = [str(path) for path in source]
+    if isinstance(source, str | Path):
+        paths = _list(str(source), SPLITS[split])
     else:
-        source = os.path.expanduser(str(source))
-        if "://" not in source and not Path(source).exists() and HUB_ID.fullmatch(source):
-            source = f"hf://datasets/{source}"
-        patterns = expand_braces(source)
-        filesystem, root = url_to_fs(patterns[0])
-        if len(patterns) > 1 or "*" in source:
-            found = [path for part in patterns for path in filesystem.glob(filesystem._strip_protocol(part))]
-        else:
-            root = root.rstrip("/")
-            files = [root] if filesystem.isfile(root) else filesystem.find(root)
-            found = [path for path in files if path == root or split_of(path[len(root) :]) == SPLITS[split]]
-        paths = sorted({filesystem.unstrip_protocol(path) for path in found})
-        paths = [path.removeprefix("file://") for path in paths]
+        paths = [str(path) for path in source]
     paths = [path for path in paths if path.endswith((".parquet", ".tar"))]
     kinds = {Path(path).suffix for path in paths}
     if len(kinds) > 1:
@@ -95,6 +81,34 @@ def find_shards(source: str | Path | Sequence[str | Path], split: str = "train")
     if not paths:
         raise FileNotFoundError(f"there are no parquet files or tars of the split {split} at {source}.")
     return paths
+
+
+def _list(source: str, split: str) -> list[str]:
+    """Names of files that fsspec opens, sorted; local ones as absolute paths."""
+    place = os.path.expanduser(source)
+    is_on_hub = "://" not in place and not Path(place).exists() and HUB_ID.fullmatch(place) is not None
+    try:
+        paths = _find(f"hf://datasets/{place}" if is_on_hub else place, split)
+    except OSError as error:
+        if not is_on_hub:
+            raise
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(f"{source!r} is no local path, and the Hub has no list of such a data set: {error}") from error
+    return sorted({path.removeprefix("file://") for path in paths})
+
+
+def _find(place: str, split: str) -> list[str]:
+    from fsspec.core import url_to_fs
+
+    patterns = expand_braces(place)
+    filesystem, root = url_to_fs(patterns[0])
+    if len(patterns) > 1 or "*" in place:  # web servers have no lists of files; names without * need none
+        found = [path for part in patterns for path in (filesystem.glob(part) if "*" in part else [part])]
+    else:
+        root = root.rstrip("/")
+        files = [root] if filesystem.isfile(root) else filesystem.find(root)
+        found = [path for path in files if path == root or split_of(path[len(root) :]) == split]
+    return [filesystem.unstrip_protocol(path) for path in found]
 
 
 def expand_braces(pattern: str) -> list[str]:
