@@ -31,6 +31,9 @@ class ModelArguments:
         default=None, metadata={"help": "pixels; by default the checkpoint's own, 224 from scratch"}
     )
     model: dict = field(default_factory=dict, metadata={"help": "more fields of the model's configuration"})
+    image_processor: dict = field(
+        default_factory=dict, metadata={"help": "from scratch: fields of the image processor, such as a centre crop"}
+    )
 
 
 def build(args: ModelArguments, class_names: list[str], smoke: bool):
@@ -38,6 +41,8 @@ def build(args: ModelArguments, class_names: list[str], smoke: bool):
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if args.checkpoint is not None and not smoke:
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
+        if args.image_processor:
+            raise ValueError("`image_processor` is for a model from scratch; a checkpoint comes with its own.")
         model = load_for_fine_tuning(args.checkpoint, **fields, **labels)
         return model, load_image_processor(args.checkpoint, image_size=args.image_size)
     fields = {"image_size": args.image_size or 224, **args.model, **labels}
@@ -45,7 +50,8 @@ def build(args: ModelArguments, class_names: list[str], smoke: bool):
         fields = {**labels, **SMOKE_MODEL, "pooling": args.model.get("pooling", "cls")}
     config = ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
     height, width = as_pair(config.image_size)
-    return ViTForImageClassification(config), ViTImageProcessor(size={"height": height, "width": width})
+    fields = {"size": {"height": height, "width": width}, **({} if smoke else args.image_processor)}
+    return ViTForImageClassification(config), ViTImageProcessor(**fields)
 
 
 def check_reload(directory: str, rows) -> None:
