@@ -182,7 +182,8 @@ def main(argv: list[str] | None = None) -> dict:
     # 3. Save
     if ema is not None:
         ema.copy_to_model()
-    results = {**metrics, "train_loss": loss, "steps": step, "evaluation_split": split}
+    run = {"steps": step, "global_batch_size": args.global_batch_size, "processes": accelerator.num_processes}
+    results = {**metrics, "train_loss": loss, "evaluation_split": split, **run}
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)

@@ -1,6 +1,9 @@
 """The raw loop trains as the Trainer recipe does: the same weights in float32, on one process and on two."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,7 +57,7 @@ def test_weights_and_metrics_equal_the_trainers_with_accumulation(argv, trained,
     for name in ("eval_loss", "eval_top1", "eval_top5", "eval_mean_per_class"):
         assert results[name] == pytest.approx(expected[name], rel=1e-6)
     assert json.loads((tmp_path / "all_results.json").read_text()) == results
-    assert results["steps"] == 5
+    assert (results["steps"], results["processes"]) == (5, 1)
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert model.config.id2label[9] == "Ankle boot"
     assert AutoImageProcessor.from_pretrained(tmp_path).size["height"] == 16
@@ -74,6 +77,18 @@ def test_two_processes_equal_one_of_the_trainer(two_processes, trained, tmp_path
     assert first == second
     assert first["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
     assert max(relative_errors(tmp_path, reference).values()) <= 1e-5
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_two_processes_on_a_cpu(tmp_path):
+    config = ["--config_file", "recipes/accelerate/cpu.yaml"]
+    recipe = ["recipes/vit/finetune_no_trainer.py", "recipes/vit/configs/quickstart.yaml", "--smoke"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *config, *recipe, "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": ".", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert (results["processes"], results["global_batch_size"]) == (2, 8)
 
 
 @pytest.mark.parametrize(
