@@ -1,9 +1,8 @@
 """Image transforms that follow a transformers image processor, one image at a time, for evaluation and for training.
 
-A transform is a chain of small steps. All but the last work on uint8 tensors (channels, height, width), where
-torchvision's kernels are fastest; the last step rescales and normalises to float32. Grey images stay one channel wide
-until then. EXIF orientation is not looked at: `datasets` and `transformers.image_utils.load_image` apply it when they
-read a file.
+A transform is a chain of small steps. They work on uint8 tensors (channels, height, width), where torchvision's
+kernels are fastest, until one rescales and normalises to float32. Grey images stay one channel wide until then. EXIF
+orientation is not looked at: `datasets` and `transformers.image_utils.load_image` apply it when they read a file.
 """
 
 import math
@@ -17,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
+
+from .augment import ColorJitter, RandAugment, RandomErasing
 
 
 # PIL's numbers, which image processors hold as `resample`. Tensors can be resized in these four ways.
@@ -58,13 +59,23 @@ class TrainOptions:
         crop_padding: pixels, at least 0. Not None: no resized crop; the image is brought to size as for evaluation,
             framed by that many black pixels (what the CIFAR recipes of torchvision's users do, and what processors
             pad with in a centre crop) and cut back to size at a random place. 0 is the evaluation view.
+        crop_antialias: whether that crop is smoothed where it is made smaller; the JAX code of ViT does not.
         horizontal_flip: probability of mirroring left and right, in [0, 1].
+        auto_augment: policy in timm's notation, such as "rand-m9-mstd0.5-inc1" (see `RandAugment.parse`). What comes
+            into view is filled with the grey level that normalises to 0.
+        color_jitter: largest relative change of brightness, contrast and saturation, at least 0, such as 0.4. timm
+            leaves it out beside `auto_augment`; here giving both is an error.
+        random_erasing: probability of putting noise in place of a rectangle after normalising, in [0, 1].
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     crop_padding: int | None = None
+    crop_antialias: bool = True
     horizontal_flip: float = 0.5
+    auto_augment: str | None = None
+    color_jitter: float | None = None
+    random_erasing: float = 0.0
 
     def __post_init__(self) -> None:
         for name, largest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
@@ -74,8 +85,18 @@ class TrainOptions:
         padding = self.crop_padding
         if padding is not None and (isinstance(padding, bool) or not isinstance(padding, int) or padding < 0):
             raise ValueError(f"`crop_padding` must be None or a number of pixels, at least 0; got {padding!r}.")
-        if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"`horizontal_flip` must be a probability in [0, 1]; got {self.horizontal_flip!r}.")
+        for name in ("horizontal_flip", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be a probability in [0, 1]; got {getattr(self, name)!r}.")
+        if self.color_jitter is not None and not 0 <= self.color_jitter < math.inf:
+            raise ValueError(f"`color_jitter` must be None or a strength of at least 0; got {self.color_jitter!r}.")
+        if self.auto_augment is not None:
+            RandAugment.parse(self.auto_augment)
+            if self.color_jitter:
+                raise ValueError(
+                    "Give `auto_augment` or `color_jitter`, not both (timm would leave the jitter out); got "
+                    f"{self.auto_augment!r} and {self.color_jitter!r}."
+                )
 
 
 class ImageTransform:
@@ -111,7 +132,8 @@ def build_transform(image_processor: Any, train: bool = False, **options: Any) -
         train: whether to build the random training view.
         **options: `interpolation` ("nearest", "bilinear", "bicubic", "lanczos", or the number that PIL gives it;
             default the processor's `resample`) and, for training, the fields of `TrainOptions`:
-            crop_scale=(0.08, 1.0), crop_ratio=(3/4, 4/3), crop_padding=None, horizontal_flip=0.5.
+            crop_scale=(0.08, 1.0), crop_ratio=(3/4, 4/3), crop_padding=None, crop_antialias=True,
+            horizontal_flip=0.5, auto_augment=None, color_jitter=None, random_erasing=0.0, applied in this order.
 
     Returns:
         A callable: PIL image or uint8 tensor (channels, height, width) -> float32 tensor (channels, height, width).
@@ -138,14 +160,7 @@ def build_transform(image_processor: Any, train: bool = False, **options: Any) -
     chosen = default if interpolation is None else _as_interpolation(interpolation, "interpolation")
     if not train:
         return _evaluation_transform(image_processor, chosen)
-    normalize = _Normalize.of(image_processor)
-    return ImageTransform(
-        [
-            _ToTensor(normalize.channels),
-            *_training_steps(image_processor, chosen, TrainOptions(**options)),
-            normalize,
-        ]
-    )
+    return ImageTransform(_training_steps(image_processor, chosen, TrainOptions(**options)))
 
 
 def _evaluation_transform(image_processor: Any, interpolation: InterpolationMode) -> ImageTransform:
@@ -155,17 +170,28 @@ def _evaluation_transform(image_processor: Any, interpolation: InterpolationMode
 
 def _training_steps(
     image_processor: Any, interpolation: InterpolationMode, options: TrainOptions
-) -> list[Callable[[Tensor], Tensor]]:
-    """List the random steps on uint8 tensors, in their order; a new augmentation is one more line here."""
-    geometry = _geometry(image_processor, interpolation)
+) -> list[Callable[[Any], Tensor]]:
+    """List the steps in their order, which is timm's; a new augmentation is one more line here."""
+    geometry, normalize = _geometry(image_processor, interpolation), _Normalize.of(image_processor)
+    steps = [_ToTensor(normalize.channels)]
     if options.crop_padding is None:
         size = geometry[-1].size if geometry else None
         square = (size, size) if isinstance(size, int) else size
-        steps = [_RandomResizedCrop(square, tuple(options.crop_scale), tuple(options.crop_ratio), interpolation)]
+        if interpolation is InterpolationMode.LANCZOS and not options.crop_antialias:
+            raise ValueError("`crop_antialias=False` goes with bilinear or bicubic `interpolation`; got 'lanczos'.")
+        scale, ratio = tuple(options.crop_scale), tuple(options.crop_ratio)
+        steps.append(_RandomResizedCrop(square, scale, ratio, interpolation, options.crop_antialias))
     else:
-        steps = [*geometry, _RandomShift(options.crop_padding)] if options.crop_padding else geometry
+        steps += [*geometry, _RandomShift(options.crop_padding)] if options.crop_padding else geometry
     if options.horizontal_flip:
         steps.append(_RandomFlip(options.horizontal_flip))
+    if options.auto_augment is not None:
+        steps.append(RandAugment.parse(options.auto_augment, normalize.zero_level, interpolation))
+    if options.color_jitter:
+        steps.append(ColorJitter(options.color_jitter))
+    steps.append(normalize)
+    if options.random_erasing:
+        steps.append(RandomErasing(options.random_erasing))
     return steps
 
 
@@ -302,10 +328,10 @@ class _Resize:
         return _resize(image, size, self.interpolation)
 
 
-def _resize(image: Tensor, size: tuple[int, int], interpolation: InterpolationMode) -> Tensor:
+def _resize(image: Tensor, size: tuple[int, int], interpolation: InterpolationMode, antialias: bool = True) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
-    return functional.resize(image, list(size), interpolation=interpolation, antialias=True)
+    return functional.resize(image, list(size), interpolation=interpolation, antialias=antialias)
 
 
 @dataclass(frozen=True)
@@ -332,11 +358,12 @@ class _RandomResizedCrop:
     scale: tuple[float, float]
     ratio: tuple[float, float]
     interpolation: InterpolationMode
+    antialias: bool
 
     def __call__(self, image: Tensor) -> Tensor:
         top, left, height, width = self._draw_box(*image.shape[-2:])
         box = image[..., top : top + height, left : left + width]
-        return _resize(box, self.size or tuple(image.shape[-2:]), self.interpolation)
+        return _resize(box, self.size or tuple(image.shape[-2:]), self.interpolation, self.antialias)
 
     def _draw_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         lowest, highest = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -408,6 +435,13 @@ class _Normalize:
                 raise ValueError(f"`image_mean` and `image_std` must have 1 or 3 numbers each; got {mean} and {std}.")
         factor = image_processor.rescale_factor if image_processor.do_rescale else None
         return cls(mean, std, factor, channels=len(mean) if mean else 3)
+
+    @property
+    def zero_level(self) -> tuple[int, ...]:
+        """The pixel, in grey levels, that becomes 0; middle grey where nothing is subtracted."""
+        if self.offset is None:
+            return (128,)
+        return tuple(min(max(round(level), 0), 255) for level in self.offset.flatten().tolist())
 
     def __post_init__(self) -> None:
         levels = 1.0 if self.factor is None else 1.0 / self.factor

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..data.mixing import Mixing
+from ..data.transforms import TrainOptions
+
 
 @dataclass
 class VisionTrainingArguments(TrainingArguments):
@@ -28,7 +31,16 @@ class VisionTrainingArguments(TrainingArguments):
             Evaluated and saved are then the averages; checkpoints hold both.
         crop_scale: share of the image's area that the random resized crop takes, (smallest, largest).
         crop_padding: pixels: instead of the resized crop, pad by this and crop at random (small images).
+        crop_antialias: whether that crop is smoothed where it is made smaller; the JAX code of ViT does not.
         horizontal_flip: probability of a left-right flip.
+        auto_augment: RandAugment policy in timm's notation; "rand-m9-mstd0.5-inc1" in DeiT and MAE.
+        color_jitter: largest relative change of brightness, contrast and saturation; not beside `auto_augment`.
+        random_erasing: probability of noise in place of a rectangle; 0.25 in DeiT and MAE.
+        mixup_alpha: of mixup's Beta distribution, 0 = off; 0.8 in DeiT and MAE. Needs an even batch per device.
+        cutmix_alpha: of CutMix's, 0 = off; 1.0 in DeiT and MAE.
+        mix_probability: that a step mixes at all, where one of the two is on.
+        mix_switch_probability: of CutMix in place of mixup, where both are on.
+        repeated_augmentation: copies of each sample in a global batch, 1 = none; 3 in DeiT.
     """
 
     global_batch_size: int | None = field(default=None, metadata={"help": "samples per step over all devices"})
@@ -40,7 +52,18 @@ class VisionTrainingArguments(TrainingArguments):
     ema_decay: float | None = field(default=None, metadata={"help": "of the average of the weights"})
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0], metadata={"help": "area of the random crop"})
     crop_padding: int | None = field(default=None, metadata={"help": "pixels of padding before a random crop"})
+    crop_antialias: bool = field(default=True, metadata={"help": "smooth the resized crop"})
     horizontal_flip: float = field(default=0.5, metadata={"help": "probability"})
+    auto_augment: str | None = field(default=None, metadata={"help": "policy such as rand-m9-mstd0.5-inc1"})
+    color_jitter: float | None = field(
+        default=None, metadata={"help": "brightness, contrast, saturation, such as 0.4"}
+    )
+    random_erasing: float = field(default=0.0, metadata={"help": "probability"})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "of the Beta distribution, 0 = no mixup"})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "of the Beta distribution, 0 = no CutMix"})
+    mix_probability: float = field(default=1.0, metadata={"help": "that a step mixes at all"})
+    mix_switch_probability: float = field(default=0.5, metadata={"help": "of CutMix in place of mixup"})
+    repeated_augmentation: int = field(default=1, metadata={"help": "copies of each sample in a global batch"})
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "global gradient norm, 0 = no clipping"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "name of the schedule"})
@@ -79,6 +102,7 @@ class VisionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`crop_scale` must be two shares of the area, 0 < smallest <= largest <= 1; got {scale!r}."
             )
+        self._check_augmentation()
 
     def _check_learning_rates(self) -> None:
         default = TrainingArguments.__dataclass_fields__["learning_rate"].default
@@ -110,6 +134,29 @@ class VisionTrainingArguments(TrainingArguments):
             )
         self.gradient_accumulation_steps = steps
 
+    def _check_augmentation(self) -> None:
+        TrainOptions(**self.train_transform_options)
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"`repeated_augmentation` must be at least 1; got {self.repeated_augmentation!r}.")
+        if self.mixing is not None and (self.train_batch_size % 2 or not self.dataloader_drop_last):
+            raise ValueError(
+                "mixup and CutMix pair neighbours, so `per_device_train_batch_size` must be even and "
+                f"`dataloader_drop_last` true; got {self.per_device_train_batch_size} and {self.dataloader_drop_last}."
+            )
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """How batches are mixed, by the seed of the data; None if they are not."""
+        if self.mixup_alpha == self.cutmix_alpha == 0:
+            return None
+        return Mixing(
+            self.mixup_alpha,
+            self.cutmix_alpha,
+            self.mix_probability,
+            self.mix_switch_probability,
+            self.seed if self.data_seed is None else self.data_seed,
+        )
+
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate after the warm-up, before layer decay."""
@@ -119,8 +166,13 @@ class VisionTrainingArguments(TrainingArguments):
 
     @property
     def train_transform_options(self) -> dict:
-        """Keyword arguments of `build_transform(..., train=True)`."""
+        """Keyword arguments of `build_transform(..., train=True)`; what is off is left out."""
         options = {"horizontal_flip": self.horizontal_flip}
         if self.crop_padding is not None:
-            return {**options, "crop_padding": self.crop_padding}
-        return {**options, "crop_scale": tuple(self.crop_scale)}
+            options["crop_padding"] = self.crop_padding
+        else:
+            options["crop_scale"] = tuple(self.crop_scale)
+            if not self.crop_antialias:
+                options["crop_antialias"] = False
+        extras = {name: getattr(self, name) for name in ("auto_augment", "color_jitter", "random_erasing")}
+        return options | {name: value for name, value in extras.items() if value}

@@ -35,6 +35,9 @@ class ImageClassificationTrainer(VisionTrainer):
         if self.args.label_names is None:
             self.label_names = ["labels"]
         self.class_names = self._check_classes()
+        self.mixing = self.args.mixing
+        if self.mixing is not None and self.model.config.num_labels == 1:
+            raise ValueError("mixup and CutMix need at least two classes or labels; the model has one output.")
 
     def _check_classes(self) -> list[str]:
         config = self.model.config
@@ -58,18 +61,30 @@ class ImageClassificationTrainer(VisionTrainer):
         """Loss of a batch; divided by the whole global batch's label elements in training."""
         if self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        config = self.model.config
+        kind = resolve_problem_type(config.problem_type, config.num_labels, inputs["labels"])
+        if model.training and self.mixing is not None:
+            inputs, num_items_in_batch = self._mix(inputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         loss = classification_loss(
             logits,
             inputs["labels"],
-            self.model.config.problem_type,
+            kind,
             num_items_in_batch,
             label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
         )
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
         return (loss, outputs) if return_outputs else loss
+
+    def _mix(self, inputs: dict, num_items: torch.Tensor | int | None) -> tuple[dict, torch.Tensor | int | None]:
+        """Mix neighbours; class ids become rows of probabilities, so that there are more label elements to count."""
+        labels, num_labels = inputs["labels"], self.model.config.num_labels
+        pixel_values, targets = self.mixing(inputs["pixel_values"], labels, num_labels, self.state.global_step)
+        if num_items is not None and not labels.is_floating_point():
+            num_items = num_items * num_labels
+        return {**inputs, "pixel_values": pixel_values, "labels": targets}, num_items
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """Logits of every row in `predictions`, in the order of the data set, with the metrics."""

@@ -96,7 +96,11 @@ class VisionTrainer(ResumableTrainer):
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.train_order = EpochOrder(
-            len(self.train_dataset), seed, self.args.global_batch_size, self.args.dataloader_drop_last
+            len(self.train_dataset),
+            seed,
+            self.args.global_batch_size,
+            self.args.dataloader_drop_last,
+            self.args.repeated_augmentation,
         )
         return self._get_dataloader(
             dataset=ImageView(self.train_dataset, self.train_transform, seed),

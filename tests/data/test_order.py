@@ -35,6 +35,64 @@ def test_a_set_smaller_than_a_global_batch_is_an_error():
         EpochOrder(7, 0, 8)
 
 
+@pytest.mark.parametrize(("num_rows", "global_batch", "repeats"), [(60, 12, 3), (50, 8, 3), (40, 10, 2), (45, 5, 4)])
+def test_repeats_put_copies_of_a_sample_into_one_global_batch(num_rows, global_batch, repeats):
+    keys = list(EpochOrder(num_rows, seed=0, global_batch=global_batch, repeats=repeats))
+    assert len(keys) == num_rows // global_batch * global_batch == len(set(keys))
+    seen = set()
+    for start in range(0, len(keys), global_batch):
+        batch = [(index, copy) for _, index, copy in keys[start : start + global_batch]]
+        copies = {index: sorted(c for i, c in batch if i == index) for index, _ in batch}
+        assert len(copies) == -(-global_batch // repeats)
+        counts = {len(numbers) for numbers in copies.values()}
+        assert max(counts) <= repeats and max(counts) - min(counts) <= 1
+        assert all(numbers == list(range(len(numbers))) for numbers in copies.values())
+        assert all(batch[k][0] != batch[k + 1][0] for k in range(0, global_batch - 1, 2))
+        assert seen.isdisjoint(copies)
+        seen |= set(copies)
+
+
+def test_repeats_follow_the_order_of_single_samples():
+    single = [index for _, index in EpochOrder(24, seed=4, global_batch=12)]
+    repeated = list(EpochOrder(24, seed=4, global_batch=12, repeats=3))
+    assert [index for _, index, copy in repeated if copy == 0] == single[:8]
+    assert repeated[:4] == [(0, index, 0) for index in single[:4]]
+
+
+def test_copies_have_different_neighbours_to_be_mixed_with():
+    keys = [key[1:] for key in EpochOrder(12, seed=0, global_batch=12, repeats=3)]
+    partners = {index: set() for index, _ in keys}
+    for (first, _), (second, _) in zip(keys[::2], keys[1::2], strict=True):
+        partners[first].add(second)
+        partners[second].add(first)
+    assert all(len(found) == 2 for found in partners.values())
+
+
+@pytest.mark.parametrize("num_rows", range(8, 16))
+def test_an_incomplete_last_batch_is_repeated_too(num_rows):
+    keys = list(EpochOrder(num_rows, seed=0, global_batch=8, drop_last=False, repeats=3))
+    assert len(keys) == num_rows == len(set(keys))
+    rest = [index for _, index, _ in keys[8:]]
+    assert all(first != second for first, second in zip(rest[::2], rest[1::2], strict=False))
+
+
+@pytest.mark.parametrize("repeats", [0, 8, 9])
+def test_repeats_that_leave_one_sample_to_a_batch_are_an_error(repeats):
+    with pytest.raises(ValueError, match=f"`repeats`.*global batch of 8; got {repeats}"):
+        EpochOrder(20, 0, 8, repeats=repeats)
+
+
+def test_copies_are_augmented_differently_and_the_first_as_ever():
+    view = ImageView([{"image": torch.zeros(3)}] * 2, noise, seed=5)
+    first = view[2, 1]["pixel_values"]
+    assert torch.equal(view[2, 1, 0]["pixel_values"], first)
+    torch.manual_seed(mix_seed(5, 2, 1))
+    assert torch.equal(first, torch.rand(3))
+    views = [view[2, 1, copy]["pixel_values"] for copy in range(3)]
+    assert not any(torch.equal(views[i], views[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(view[2, 1, 2]["pixel_values"], views[2])
+
+
 def test_augmentation_is_addressed_and_leaves_the_global_state_alone():
     view = ImageView([{"image": torch.zeros(3), "label": 1}] * 2, noise, seed=5)
     torch.manual_seed(0)

@@ -176,6 +176,8 @@ TRAINING = [
     {"crop_padding": 30},
     {"crop_padding": 0},
     {"crop_scale": (0.2, 1.0), "interpolation": "bicubic"},
+    {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5},
+    {"color_jitter": 0.4},
 ]
 
 
@@ -204,6 +206,17 @@ def test_resized_crop_of_everything_is_the_squashed_image():
     transform = build_transform(processor, train=True, crop_scale=(1, 1), crop_ratio=(1, 1), horizontal_flip=0)
     image = noise((40, 40))
     torch.testing.assert_close(transform(image), reference(processor, image), rtol=0, atol=1e-6)
+
+
+def test_resized_crop_can_leave_out_antialiasing():
+    processor = ViTImageProcessor(size=SQUASH, do_normalize=False, do_rescale=False)
+    options = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "horizontal_flip": 0}
+    image = noise((40, 40))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    rough = torch.nn.functional.interpolate(pixels, size=(24, 24), mode="bilinear", antialias=False)[0]
+    for antialias in (True, False):
+        view = build_transform(processor, train=True, crop_antialias=antialias, **options)(image)
+        assert ((view - rough).abs().max() <= 1) == (not antialias)
 
 
 def test_resized_crop_takes_area_and_ratio_from_the_ranges():
@@ -278,7 +291,7 @@ def test_processor_is_taken_out_of_a_multimodal_one():
 
 def test_unknown_options_name_the_allowed_ones():
     with pytest.raises(
-        TypeError, match="flip; .*interpolation, crop_scale, crop_ratio, crop_padding, horizontal_flip"
+        TypeError, match="flip; .*interpolation, crop_scale, crop_ratio, crop_padding, .*horizontal_flip"
     ):
         build_transform(ViTImageProcessor(), train=True, flip=0.5)
     with pytest.raises(TypeError, match=r"crop_padding; .*`train=False`.* takes interpolation"):
@@ -295,6 +308,11 @@ def test_unknown_options_name_the_allowed_ones():
         ({"crop_padding": -1}, "crop_padding"),
         ({"crop_padding": 1.5}, "crop_padding"),
         ({"horizontal_flip": 1.1}, "horizontal_flip"),
+        ({"random_erasing": -0.1}, "random_erasing"),
+        ({"crop_antialias": False, "interpolation": "lanczos"}, "crop_antialias"),
+        ({"color_jitter": -0.4}, "color_jitter"),
+        ({"auto_augment": "randaug-2-10"}, "auto_augment.*rand-m9-mstd0.5-inc1.*got 'randaug-2-10'"),
+        ({"auto_augment": "rand-m9", "color_jitter": 0.4}, "not both"),
         ({"interpolation": "cubic"}, "interpolation.*'bicubic'.*got 'cubic'"),
         ({"interpolation": Image.Resampling.BOX}, "interpolation"),
     ],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from hf_vitfm import ImageClassificationTrainer, VisionTrainingArguments, ViTConfig, ViTForImageClassification
@@ -28,6 +29,16 @@ def make_rows(count: int = 27, soft: bool = False, dtype=torch.float32, seed: in
         pixels = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
         label = torch.rand(3, generator=generator, dtype=torch.float64).softmax(0) if soft else i % 3
         rows.append({"pixel_values": pixels + (0.0 if soft else i % 3), "label": label})
+    return rows
+
+
+def make_images(count: int = 26) -> list[dict]:
+    """Rows with random pictures, for transforms."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(count):
+        pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
+        rows.append({"image": Image.fromarray(pixels.numpy()), "label": i % 3})
     return rows
 
 

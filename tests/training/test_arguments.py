@@ -1,8 +1,10 @@
 """Defaults and derived values of the training arguments."""
 
 import pytest
+from transformers import ViTImageProcessor
 
-from hf_vitfm import VisionTrainingArguments
+from hf_vitfm import VisionTrainingArguments, build_transform
+from hf_vitfm.data.mixing import Mixing
 
 
 def make(**options) -> VisionTrainingArguments:
@@ -44,6 +46,15 @@ def test_the_base_learning_rate_scales_with_the_global_batch():
             {"global_batch_size": 64, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
             "leave `gradient_accumulation_steps` out",
         ),
+        ({"horizontal_flip": 2.0}, "horizontal_flip"),
+        ({"auto_augment": "v0"}, "auto_augment.*got 'v0'"),
+        ({"auto_augment": "rand-m9", "color_jitter": 0.4}, "not both"),
+        ({"random_erasing": 1.5}, "random_erasing"),
+        ({"mixup_alpha": -0.1}, "mixup_alpha"),
+        ({"cutmix_alpha": 1.0, "mix_probability": 2.0}, "probability"),
+        ({"mixup_alpha": 0.8, "per_device_train_batch_size": 3}, "must be even.*got 3"),
+        ({"mixup_alpha": 0.8, "dataloader_drop_last": False}, "dataloader_drop_last"),
+        ({"repeated_augmentation": 0}, "repeated_augmentation"),
     ],
 )
 def test_bad_values_are_errors(options, message):
@@ -77,3 +88,18 @@ def accumulation_of_32() -> int:
 def test_more_processes_accumulate_less(two_processes):
     assert accumulation_of_32() == 8
     assert two_processes.run(accumulation_of_32) == [4, 4]
+
+
+def test_what_is_off_is_not_among_the_transforms_options():
+    options = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25, "crop_antialias": False}
+    assert make(**options).train_transform_options == {"horizontal_flip": 0.5, "crop_scale": (0.08, 1.0), **options}
+    assert make(color_jitter=0.4).train_transform_options["color_jitter"] == 0.4
+    transform = build_transform(ViTImageProcessor(), train=True, **make(**options).train_transform_options)
+    assert "RandAugment(magnitude=9" in repr(transform) and "RandomErasing(probability=0.25)" in repr(transform)
+
+
+def test_mixing_goes_by_the_seed_of_the_data():
+    assert make().mixing is None
+    args = make(mixup_alpha=0.8, cutmix_alpha=1.0, mix_switch_probability=0.3, seed=7)
+    assert args.mixing == Mixing(0.8, 1.0, probability=1.0, switch_probability=0.3, seed=7)
+    assert make(cutmix_alpha=1.0, seed=7, data_seed=3).mixing == Mixing(cutmix_alpha=1.0, seed=3)

@@ -147,6 +147,17 @@ def test_sigterm_ends_the_run_with_a_checkpoint_and_it_goes_on(finished, tmp_pat
     assert_goes_on_as(finished, tmp_path, ema_decay=0.9)
 
 
+def test_a_loss_that_is_not_finite_names_the_checkpoint_from_which_the_run_goes_on(finished, tmp_path):
+    trainer = make_trainer(tmp_path, ema_decay=0.9)
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: (
+        compute_loss(*args, **kwargs) * (float("nan") if trainer.state.global_step == 3 else 1)
+    )
+    with pytest.raises(FloatingPointError, match=r"nan at step 4.*checkpoint-3; go on with"):
+        trainer.train()
+    assert_goes_on_as(finished, tmp_path, ema_decay=0.9)
+
+
 def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(finished, tmp_path, caplog):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     trainer = make_trainer(tmp_path, ema_decay=0.9)

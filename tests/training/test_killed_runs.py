@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import TrainerCallback, ViTImageProcessor
 
 from hf_vitfm import ImageClassificationTrainer
 from hf_vitfm.training import checkpoints
-from tests.training.runs import make_args, make_model, read_checkpoint
+from tests.training.runs import make_args, make_images, make_model, read_checkpoint
 
 
 STEPS = 14
@@ -50,15 +49,6 @@ DEATHS = [
     (11, "after the step"),
     (13, "before the step"),
 ]
-
-
-def make_images(count: int = 26) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for i in range(count):
-        pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
-        rows.append({"image": Image.fromarray(pixels.numpy()), "label": i % 3})
-    return rows
 
 
 def die(*args, **kwargs) -> None:
@@ -137,6 +127,7 @@ def rmtree_of(trainer, step: int, function):
 
 def train_until(directory: str, rows, step: int | None = None, place: str = "", **options) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # loader workers that have everything imported too
     trainer = ImageClassificationTrainer(
         model=make_model(drop_path_rate=0.3, hidden_dropout_prob=0.1),
         args=make_args(directory, **{**OPTIONS, **options}),

@@ -45,7 +45,9 @@ def train_some(optimizer: str, max_norm: float | None, directory: str | None = N
     weights = get_model_state_dict(model, options=WHOLE)
     weights |= {f"average of {name}": tensor.clone() for name, tensor in average.state_dict().items()}
     with average.applied():
-        weights |= {f"applied {name}": tensor for name, tensor in get_model_state_dict(model, options=WHOLE).items()}
+        weights |= {
+            f"applied {name}": tensor.clone() for name, tensor in get_model_state_dict(model, options=WHOLE).items()
+        }
     if directory is not None:
         check_round_trips(model, average, directory, rank)
     return weights

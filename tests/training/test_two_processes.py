@@ -1,13 +1,17 @@
 """N processes compute what one computes: loss, gradients (as weights after SGD) and metrics."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
+from transformers import ViTImageProcessor
 
 from hf_vitfm import ImageClassificationTrainer
-from tests.training.runs import make_args, make_model, make_rows, read_checkpoint, train
+from hf_vitfm.data.collators import collate_labelled
+from tests.training.runs import make_args, make_images, make_model, make_rows, read_checkpoint, train
 
 
 def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -145,3 +149,94 @@ def test_a_run_of_one_process_goes_on_with_two(two_processes, tmp_path):
     for name, expected in whole["state"].items():
         if not name.endswith("qkv.bias"):  # the key third has no true gradient: Adam amplifies rounding
             torch.testing.assert_close(halves[0]["state"][name], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def stop_one(directory: str, rank_of_signal: int) -> str:
+    from hf_vitfm.training.resumable import TrainingStopped
+
+    args = make_args(directory, max_steps=5, per_device_train_batch_size=4, save_strategy="steps", save_steps=10)
+    trainer = ImageClassificationTrainer(model=make_model(), args=args, train_dataset=make_rows())
+    compute_loss = trainer.compute_loss
+
+    def signal_at_step_2(*args, **kwargs):
+        if trainer.state.global_step == 1 and torch.distributed.get_rank() == rank_of_signal:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = signal_at_step_2
+    try:
+        trainer.train()
+    except TrainingStopped as stop:
+        return str(stop)
+    return "finished"
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(two_processes, tmp_path):
+    for message in two_processes.run(stop_one, str(tmp_path), 1):
+        assert message.startswith(f"SIGTERM at step 2. The last good checkpoint is {tmp_path}/checkpoint-2")
+
+
+def fail_to_save(directory: str, rank_of_failure: int) -> str:
+    args = make_args(directory, per_device_train_batch_size=4, save_strategy="steps", save_steps=2)
+    trainer = ImageClassificationTrainer(model=make_model(), args=args, train_dataset=make_rows())
+    save_rng_state = trainer._save_rng_state
+
+    def full(output_dir):
+        if torch.distributed.get_rank() == rank_of_failure:
+            raise OSError(28, "No space left on device")
+        save_rng_state(output_dir)
+
+    trainer._save_rng_state = full
+    try:
+        trainer.train()
+    except OSError as error:
+        return str(error)
+    return "finished"
+
+
+@pytest.mark.parametrize("rank_of_failure", [0, 1])
+def test_a_failure_to_save_on_one_process_ends_both(two_processes, tmp_path, rank_of_failure):
+    messages = two_processes.run(fail_to_save, str(tmp_path), rank_of_failure)
+    assert "No space left on device" in messages[rank_of_failure]
+    assert "another process failed" in messages[1 - rank_of_failure]
+    assert not [path.name for path in tmp_path.iterdir() if "checkpoint" in path.name]
+
+
+AUGMENTED = {
+    "crop_scale": [0.3, 1.0],
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.5,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "label_smoothing_factor": 0.1,
+    "repeated_augmentation": 3,
+}
+
+
+def train_augmented(directory: str, **options) -> dict[str, torch.Tensor]:
+    """Images are made in float32; everything after them is float64."""
+    trainer = ImageClassificationTrainer(
+        model=make_model(torch.float64),
+        args=make_args(directory, max_steps=5, **AUGMENTED, **options),
+        train_dataset=make_images(),
+        processing_class=ViTImageProcessor(size={"height": 8, "width": 8}),
+        data_collator=collate_in_float64,
+    )
+    trainer.train()
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def collate_in_float64(rows):
+    batch = collate_labelled(rows)
+    return {**batch, "pixel_values": batch["pixel_values"].double()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one_with_augmentation_and_mixing(two_processes, tmp_path, accumulation):
+    expected = train_augmented(str(tmp_path))
+    plain = train_augmented(str(tmp_path), mix_probability=0.0)
+    assert relative_error(plain["classifier.weight"].numpy(), expected["classifier.weight"].numpy()) > 1e-3
+    split = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    for found in two_processes.run(train_augmented, str(tmp_path), **split):
+        for name, weight in expected.items():
+            assert relative_error(found[name].numpy(), weight.numpy()) < 1e-10, name
