@@ -41,7 +41,9 @@ def make_loaders(args: VisionTrainingArguments, rows, processor) -> tuple[EpochO
     train_rows, eval_rows = rows
     train_view = ImageView(train_rows, build_transform(processor, train=True, **args.train_transform_options), seed)
     eval_view = ImageView(eval_rows, build_transform(processor))
-    order = EpochOrder(len(train_rows), seed, args.global_batch_size)
+    if not args.dataloader_drop_last:
+        raise ValueError("This loop leaves the incomplete last global batch out. Set `dataloader_drop_last=True`.")
+    order = EpochOrder(len(train_rows), seed, args.global_batch_size, repeats=args.repeated_augmentation)
     options = {
         "collate_fn": collate_labelled,
         "num_workers": args.dataloader_num_workers,
@@ -77,22 +79,23 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: VisionTrainingArgument
     return LambdaLR(optimizer, warmup_decay(name, args.get_warmup_steps(steps), steps, floor, args.cooldown_steps))
 
 
-def update(accelerator: Accelerator, model, optimizer, batches: list[dict], args: VisionTrainingArguments) -> float:
-    """One optimizer step over all micro-batches of all processes; returns the loss of the global batch."""
+def update(accelerator: Accelerator, model, optimizer, batches: list[dict], args: VisionTrainingArguments, step: int):
+    """Update number `step` (from 0) by the micro-batches of all processes; returns the loss of the global batch."""
     # Every image counts alike, however the global batch is cut: sums are divided by its number of labels.
-    count = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batches)
-    count = accelerator.reduce(count, "sum")
+    count = accelerator.reduce(sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batches), "sum")
+    mixing, num_classes = args.mixing, accelerator.unwrap_model(model).config.num_labels
+    if mixing is not None:
+        count = count * num_classes  # class ids become rows of probabilities, and the loss counts their elements
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches, 1):
+        pixel_values, labels = batch["pixel_values"], batch["labels"]
+        if mixing is not None:
+            pixel_values, labels = mixing(pixel_values, labels, num_classes, step)
         # Gradients are exchanged with the last micro-batch.
         with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            logits = model(pixel_values=batch["pixel_values"]).logits
+            logits = model(pixel_values=pixel_values).logits
             loss = classification_loss(
-                logits,
-                batch["labels"],
-                "single_label_classification",
-                count,
-                label_smoothing=args.label_smoothing_factor,
+                logits, labels, "single_label_classification", count, label_smoothing=args.label_smoothing_factor
             )
             accelerator.backward(loss * accelerator.num_processes)  # DDP takes the mean over processes
             total += loss.detach()
@@ -165,7 +168,7 @@ def main(argv: list[str] | None = None) -> dict:
         order.set_epoch(epoch)
         batches = iter(train_loader)
         while step < total and (micro_batches := list(islice(batches, args.gradient_accumulation_steps))):
-            loss = update(accelerator, model, optimizer, micro_batches, args)
+            loss = update(accelerator, model, optimizer, micro_batches, args, step)
             if not accelerator.optimizer_step_was_skipped:  # by the loss scaling of fp16
                 schedule.step()
                 if ema is not None:
@@ -188,7 +191,6 @@ def main(argv: list[str] | None = None) -> dict:
         accelerator.unwrap_model(model).save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
         Path(args.output_dir, "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    accelerator.end_training()
     return results
 
 

@@ -27,9 +27,10 @@ TINY = {
     "patch_size": 8,
     "num_labels": 3,
 }
-PLAIN_CROP = {"crop_scale": [0.05, 1.0], "horizontal_flip": 0.5}
+PLAIN_CROP = {"crop_scale": [0.05, 1.0], "crop_antialias": False, "horizontal_flip": 0.5}
 OFF = {
     "crop_padding": None,
+    "crop_antialias": True,
     "auto_augment": None,
     "color_jitter": None,
     "random_erasing": 0.0,

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hf_vitfm import ImageClassificationTrainer
 from recipes.vit import transfer
+from tests.recipes.quick_report import use_quick_report
 
 
 CONFIG = "recipes/vit/configs/transfer_cifar10.yaml"
@@ -119,9 +120,8 @@ def train_steps(monkeypatch, fail_at: int | None = None) -> list[str]:
     return steps
 
 
-@pytest.mark.slow
 def test_a_killed_protocol_goes_on_and_ends_like_single_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr(transfer.finetune, "check_reload", lambda *args: None)  # it takes time
+    use_quick_report(monkeypatch, transfer.finetune)
     saving = ["--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "no"]
     argv = [CONFIG, "--smoke", "--use_cpu", *saving]
     sweep = ["--learning_rates", "0.001", "0.5", "--seeds", "1", "--output_dir", str(tmp_path / "out")]
