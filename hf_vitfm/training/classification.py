@@ -108,9 +108,6 @@ class ImageClassificationTrainer(VisionTrainer):
         labels, num_labels = inputs["labels"], self.model.config.num_labels
         pixel_values, targets = self.mixing(inputs["pixel_values"], labels, num_labels, self.state.global_step)
         if not labels.is_floating_point():
-            targets = torch.where(
-                known_rows(labels).unsqueeze(1), targets, torch.nan
-            )  # smoothing would give zeros a loss
             num_items = None if num_items is None else num_items * num_labels
         return {**inputs, "pixel_values": pixel_values, "labels": targets}, num_items
 

@@ -41,6 +41,9 @@ class ModelArguments:
         },
     )
     model: dict = field(default_factory=dict, metadata={"help": "more fields of the model's configuration"})
+    image_processor: dict = field(
+        default_factory=dict, metadata={"help": "from scratch: fields of the image processor, such as a centre crop"}
+    )
 
 
 def build(args: ModelArguments, targets: Targets, smoke: bool):
@@ -48,6 +51,8 @@ def build(args: ModelArguments, targets: Targets, smoke: bool):
     labels = targets.config_fields
     if args.checkpoint is not None and not smoke:
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
+        if args.image_processor:
+            raise ValueError("`image_processor` is for a model from scratch; a checkpoint comes with its own.")
         model = load_for_fine_tuning(args.checkpoint, **fields, **labels)
         return model, load_image_processor(args.checkpoint, image_size=args.image_size)
     fields = {"image_size": args.image_size or 224, **args.model, **labels}
@@ -55,7 +60,8 @@ def build(args: ModelArguments, targets: Targets, smoke: bool):
         fields = {**labels, **SMOKE_MODEL, "pooling": args.model.get("pooling", "cls")}
     config = ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
     height, width = as_pair(config.image_size)
-    return ViTForImageClassification(config), ViTImageProcessor(size={"height": height, "width": width})
+    fields = {"size": {"height": height, "width": width}, **({} if smoke else args.image_processor)}
+    return ViTForImageClassification(config), ViTImageProcessor(**fields)
 
 
 def first_picture(rows):
