@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from .figures import BLUE, GREY, ORANGE
+from .canvas import BLUE, GREY, ORANGE, new_figure, save_figure
 
 
 def draw_grid(scores: Mapping[float, float | None], chosen: float, path: str | Path) -> Path:
@@ -20,13 +20,9 @@ def draw_grid(scores: Mapping[float, float | None], chosen: float, path: str | P
     Raises:
         ValueError: if the chosen learning rate has no score.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if scores.get(chosen) is None:
         raise ValueError(f"`chosen` must be a learning rate with a score; got {chosen!r} of {dict(scores)!r}.")
-    figure = Figure(figsize=(5.2, 3.7), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2, 3.7)
     axes = figure.subplots()
     points = sorted((rate, 100 * score) for rate, score in scores.items() if score is not None)
     axes.plot(*zip(*points, strict=True), color=BLUE, marker="o")
@@ -44,7 +40,4 @@ def draw_grid(scores: Mapping[float, float | None], chosen: float, path: str | P
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+    return save_figure(figure, path)

@@ -17,11 +17,8 @@ from ..data.sources.stream import open_stream
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
-<<<<<<< HEAD
-from .targets import HEADS, hold_out
-=======
 from .sweep import SweepArguments
->>>>>>> protocol
+from .targets import HEADS, hold_out
 
 
 # `--smoke`: any configuration in seconds, on the embedded images.
@@ -102,33 +99,21 @@ class DataArguments:
             raise ValueError("Give `eval_split` or `holdout`, not both.")
         if self.smoke:
             splits = load_images("fashion-mnist")
-<<<<<<< HEAD
-            return (
-                splits["train"].shuffle(seed=0).select(range(SMOKE_ROWS)),
-                splits["test"].shuffle(seed=0).select(range(SMOKE_ROWS)),
-                "test",
-            )
+            train, test = (_choose_rows(splits[name], SMOKE_ROWS) for name in ("train", "test"))
+            if self.holdout is not None:
+                return *hold_out(train, SMOKE_HOLDOUT, seed), f"{SMOKE_HOLDOUT:g} of train"
+            return train, test, "test"
         if self.streaming:
             return self._open_streams()
         splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
         train = self._split(splits, self.train_split)
-=======
-            train, test = (_choose_rows(splits[name], SMOKE_ROWS) for name in ("train", "test"))
-            if self.holdout is not None:
-                return *split_off(train, SMOKE_HOLDOUT, seed), f"{SMOKE_HOLDOUT:g} of train"
-            return train, test, "test"
-        splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
-        train = self._split(splits, self.train_split)
         if self.train_rows is not None:
             train = _choose_rows(train, self.train_rows)
-        if self.holdout is not None:
-            share = _holdout_share(self.holdout, len(train))
-            return *split_off(train, share, seed), f"{self.holdout:g} of {self.train_split}"
->>>>>>> protocol
         name = self.eval_split or next((name for name in ("validation", "test") if name in splits), None)
-        share = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
-        if share is not None:
-            return *hold_out(train, share, seed), f"{share:g} of {self.train_split}"
+        holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
+        if holdout is not None:
+            share = _holdout_share(holdout, len(train))
+            return *hold_out(train, share, seed), f"{holdout:g} of {self.train_split}"
         if name is None:
             raise ValueError(
                 f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "
@@ -137,9 +122,10 @@ class DataArguments:
         return train, self._split(splits, name), name
 
     def _open_streams(self):
-        if self.holdout is not None:
+        if self.holdout is not None or self.train_rows is not None:
             raise ValueError(
-                "`holdout` takes rows out of a data set that is at hand; with `streaming` give `eval_split`."
+                "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
+                "and give `eval_split`."
             )
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         train = open_stream(self.dataset, self.train_split, **columns)

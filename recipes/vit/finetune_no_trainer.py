@@ -33,6 +33,23 @@ from hf_vitfm.training.optimization import parameter_groups
 from hf_vitfm.training.recipe import DataArguments, parse_recipe
 from hf_vitfm.training.report import check_output
 from hf_vitfm.training.schedules import DECAYS, warmup_decay
+from hf_vitfm.training.targets import SINGLE, read_targets
+
+
+def check_simple(args: VisionTrainingArguments, data_args: DataArguments) -> None:
+    """Refuse what finetune.py can do and this loop leaves out, rather than ignore it."""
+    if not args.dataloader_drop_last:
+        raise ValueError("This loop leaves the incomplete last global batch out. Set `dataloader_drop_last=True`.")
+    given = {
+        "class_weights": args.class_weights is not None,
+        "on_bad_image": args.on_bad_image != "error",
+        "streaming": data_args.streaming,
+        "resume_from_checkpoint": bool(args.resume_from_checkpoint),
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ValueError(
+            f"This loop leaves `{name}` out. Take recipes/vit/finetune.py, or leave it out of the settings."
+        )
 
 
 def make_loaders(args: VisionTrainingArguments, rows, processor) -> tuple[EpochOrder, DataLoader, DataLoader]:
@@ -41,8 +58,6 @@ def make_loaders(args: VisionTrainingArguments, rows, processor) -> tuple[EpochO
     train_rows, eval_rows = rows
     train_view = ImageView(train_rows, build_transform(processor, train=True, **args.train_transform_options), seed)
     eval_view = ImageView(eval_rows, build_transform(processor))
-    if not args.dataloader_drop_last:
-        raise ValueError("This loop leaves the incomplete last global batch out. Set `dataloader_drop_last=True`.")
     order = EpochOrder(len(train_rows), seed, args.global_batch_size, repeats=args.repeated_augmentation)
     options = {
         "collate_fn": collate_labelled,
@@ -145,12 +160,16 @@ def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, args = parse_recipe(classes, argv, description=__doc__)
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no")
     check_output(args.output_dir)
+    check_simple(args, data_args)
     set_seed(args.seed)
 
     # 1. Data, model, optimizer, schedule
     *rows, split = data_args.load(args.seed)
-    class_names = rows[0].features["label"].names
-    model, processor = finetune.build(model_args, class_names, data_args.smoke)
+    targets = read_targets(rows[0], model_args.problem_type)
+    if targets.problem_type != SINGLE:
+        raise ValueError(f"This loop is for one class per image; the labels are {targets.problem_type}.")
+    class_names = targets.names
+    model, processor = finetune.build(model_args, targets, data_args.smoke)
     if data_args.keep_in_memory:
         rows = [list(part) for part in rows]
     order, train_loader, eval_loader = make_loaders(args, rows, processor)

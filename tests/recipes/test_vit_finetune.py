@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers
 import yaml
-from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, pipeline
@@ -89,11 +89,11 @@ def test_a_smoke_run_says_what_it_was(tmp_path):
 
 
 def test_a_stream_with_a_bad_image_goes_through_to_the_card(tmp_path):
-    feature = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    feature = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
     for split, rows in (("train", 24), ("test", 8)):
         images = [encode(noise(16, 16, seed=i)) if i else b"not an image" for i in range(rows)]
         columns = {"image": [{"bytes": data, "path": None} for data in images], "label": [i % 3 for i in range(rows)]}
-        Dataset.from_dict(columns, features=feature).to_parquet(tmp_path / "data" / f"{split}.parquet")
+        datasets.Dataset.from_dict(columns, features=feature).to_parquet(tmp_path / "data" / f"{split}.parquet")
     (tmp_path / "run.yaml").write_text(
         f"dataset: {tmp_path / 'data'}\nmodel: {SMOKE_MODEL}\nimage_size: 16\n".replace("'image_size': 16, ", "")
     )
@@ -267,13 +267,13 @@ def test_a_file_without_a_data_set_keeps_its_split(tmp_path):
 def test_an_image_processor_from_scratch_takes_fields():
     fields = {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
     args = finetune.ModelArguments(variant="Ti/16", image_size=32, image_processor=fields)
-    _, processor = finetune.build(args, ["cat", "dog"], smoke=False)
+    _, processor = finetune.build(args, ANIMALS, smoke=False)
     image = Image.new("RGB", (80, 60))
     assert processor(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
     assert processor.size["shortest_edge"] == 40
     args = finetune.ModelArguments(checkpoint="some/where", image_processor=fields)
     with pytest.raises(ValueError, match="for a model from scratch"):
-        finetune.build(args, ["cat", "dog"], smoke=False)
+        finetune.build(args, ANIMALS, smoke=False)
 
 
 def test_a_missing_split_is_named():
