@@ -1,7 +1,6 @@
 """The three pictures of a finished image-classification run: learning curves, confusion matrix, examples.
 
-Drawn with matplotlib's object API on the Agg canvas: no window, no global pyplot state, no fonts but those that
-matplotlib ships. Colours are from the palette of Okabe and Ito, which colour-blind readers can tell apart.
+`target_figures` has those of several labels and of numbers.
 """
 
 import math
@@ -11,56 +10,79 @@ from pathlib import Path
 
 import numpy as np
 
+from .canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    fit_text,
+    new_figure,
+    plain_text,
+    save_figure,
+    text_width,
+    whole_percent,
+)
 
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
-DOTS_PER_INCH = 150
+
 MAX_LABELLED_CLASSES = 25
 MAX_CONFUSED_CLASSES = 20
 TILE_PIXELS = 256
 ROUND_STEPS = [1, 2, 5, 10]
 
-ACCURACY_LABELS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "accuracy": "accuracy"}
-ACCURACY_COLOURS = {"top1": BLUE, "top5": GREEN, "mean_per_class": ORANGE, "accuracy": PINK}
+# Metric: name and colour in the panel, per cent or not.
+SCORES = {
+    "top1": ("top-1", BLUE, True),
+    "top5": ("top-5", GREEN, True),
+    "mean_per_class": ("mean per class", ORANGE, True),
+    "accuracy": ("accuracy", PINK, True),
+    "mean_average_precision": ("mean average precision", BLUE, True),
+    "micro_f1": ("F1, micro", GREEN, True),
+    "macro_f1": ("F1, macro", ORANGE, True),
+    "r2": ("R²", BLUE, False),
+    "pearson": ("Pearson correlation", GREEN, False),
+}
 LINE_STYLES = ["-", "--", ":", "-."]
 
 
 def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
-    """Draw loss, accuracy and learning rate over the steps of a run.
+    """Draw loss, scores and learning rate over the steps of a run.
 
     Args:
-        log_history: the `log_history` of a Trainer's state. Entries with `loss` are training steps; `eval_loss` (nats)
-            and `eval_top1`, `eval_top5`, `eval_mean_per_class`, `eval_accuracy` (0..1) are evaluations, which may carry
-            the name of one of several evaluation sets, as in `eval_twitter_top1`. Panels without data are left out.
+        log_history: the `log_history` of a Trainer's state. Entries with `loss` are training steps; `eval_loss` and the
+            metrics in `SCORES` (`eval_top1`, ...) are evaluations, which may carry the name of one of several
+            evaluation sets, as in `eval_twitter_top1`. Panels without data are left out.
         path: the PNG file to write; its folder is made if need be.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if no entry holds a loss or an accuracy.
+        ValueError: if no entry holds a loss or a score.
     """
     train_loss = _series(log_history, "loss")
     learning_rate = _series(log_history, "learning_rate")
-    losses, accuracies = _evaluation_series(log_history)
+    losses, scores = _evaluation_series(log_history)
+    unit = _loss_unit(log_history)
     panels = []
     if train_loss[0].size or losses:
-        panels.append(lambda axes: _draw_loss(axes, train_loss, losses))
-    if accuracies:
-        panels.append(lambda axes: _draw_accuracy(axes, accuracies))
+        panels.append(lambda axes: _draw_loss(axes, train_loss, losses, unit))
+    if scores:
+        panels.append(lambda axes: _draw_scores(axes, scores))
     if not panels:
         raise ValueError(
-            f"`log_history` has {len(log_history)} entries, none with `loss`, `eval_loss` or an accuracy such as "
+            f"`log_history` has {len(log_history)} entries, none with `loss`, `eval_loss` or a score such as "
             "`eval_top1`. Pass `trainer.state.log_history` of a run that logged at least one step."
         )
     if learning_rate[0].size:
         panels.append(lambda axes: _draw_learning_rate(axes, learning_rate))
 
-    figure = _figure(4.4 * len(panels), 3.7)
+    figure = new_figure(4.4 * len(panels), 3.7)
     last_step = max(entry.get("step", 0) for entry in log_history)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes)
         _finish_curve(axes, last_step, _steps_per_epoch(log_history))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], path: str | Path) -> Path:
@@ -156,16 +178,16 @@ def draw_examples(
 
     columns = min(4, max(2, len(right), len(wrong)))
     heights = [2.65 * math.ceil(len(chosen) / columns) + 0.5 if chosen else 0.8 for chosen, _, _ in groups]
-    figure = _figure(2.3 * columns, sum(heights))
+    figure = new_figure(2.3 * columns, sum(heights))
     for part, group in zip(figure.subfigures(2, 1, height_ratios=heights), groups, strict=True):
         captions = {
-            index: _fit(class_names[predictions[index]], 2.1, 9, f" ({_percent(probabilities[index])} %)")
+            index: fit_text(class_names[predictions[index]], 2.1, 9, f" ({whole_percent(probabilities[index])} %)")
             + "\n"
-            + _fit(class_names[labels[index]], 2.1, 9, prefix="true: ")
+            + fit_text(class_names[labels[index]], 2.1, 9, prefix="true: ")
             for index in group[0]
         }
         _draw_tiles(part, images, captions, columns, *group[1:])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 # Curves
@@ -179,18 +201,26 @@ def _series(log_history: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _evaluation_series(log_history: Sequence[dict]) -> tuple[dict, dict]:
-    """Series per evaluation set: losses by set name, accuracies by (metric, set name); "" is the only set."""
-    losses, accuracies = {}, {}
+    """Series per evaluation set: losses by set name, scores by (metric, set name); "" is the only set."""
+    losses, scores = {}, {}
     for key in dict.fromkeys(key for entry in log_history for key in entry):
-        match = re.fullmatch(r"eval_(?:(.+)_)?(loss|top1|top5|mean_per_class|accuracy)", key)
+        match = re.fullmatch(rf"eval_(?:(.+)_)?(loss|{'|'.join(SCORES)})", key)
         if match is None:
             continue
         name, metric = match[1] or "", match[2]
         if metric == "loss":
             losses[name] = _series(log_history, key)
         else:
-            accuracies[metric, name] = _series(log_history, key)
-    return losses, accuracies
+            scores[metric, name] = _series(log_history, key)
+    return losses, scores
+
+
+def _loss_unit(log_history: Sequence[dict]) -> str:
+    keys = {key for entry in log_history for key in entry if key.startswith("eval_")}
+    if any(key.endswith("_rmse") for key in keys):
+        return "mean squared error"
+    is_multi_label = any(key.endswith("_mean_average_precision") for key in keys)
+    return "nats per image and class" if is_multi_label else "nats per image"
 
 
 def _steps_per_epoch(log_history: Sequence[dict]) -> float | None:
@@ -201,7 +231,7 @@ def _steps_per_epoch(log_history: Sequence[dict]) -> float | None:
     return step / epoch
 
 
-def _draw_loss(axes, train_loss, losses):
+def _draw_loss(axes, train_loss, losses, unit: str):
     steps, values = train_loss
     if len(steps) > 60:
         window = max(5, len(steps) // 40)
@@ -218,20 +248,25 @@ def _draw_loss(axes, train_loss, losses):
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=GREY)
     axes.set_title("Loss", loc="left", fontweight="bold")
-    axes.set_ylabel("nats per image")
+    axes.set_ylabel(unit)
     axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_accuracy(axes, accuracies):
-    sets = list(dict.fromkeys(name for _, name in accuracies))
-    for (metric, name), (steps, values) in accuracies.items():
-        label = f"{ACCURACY_LABELS[metric]}{_set_name(name)}: {100 * values[-1]:.1f} %"
+def _draw_scores(axes, scores):
+    sets = list(dict.fromkeys(name for _, name in scores))
+    is_percent = all(SCORES[metric][2] for metric, _ in scores)
+    for (metric, name), (steps, values) in scores.items():
+        pretty, colour, _ = SCORES[metric]
+        factor, digits, unit = (100, 1, " %") if is_percent else (1, 3, "")
+        label = f"{pretty}{_set_name(name)}: {factor * values[-1]:.{digits}f}{unit}"
         if values.max() > values[-1]:
-            label += f" (best {100 * values.max():.1f} %)"
+            label += f" (best {factor * values.max():.{digits}f}{unit})"
         style = LINE_STYLES[sets.index(name) % len(LINE_STYLES)]
-        axes.plot(steps, 100 * values, color=ACCURACY_COLOURS[metric], linestyle=style, label=label, **_markers(steps))
-    axes.set_title("Accuracy on the evaluation set", loc="left", fontweight="bold")
-    axes.set_ylabel("%")
+        axes.plot(steps, factor * values, color=colour, linestyle=style, label=label, **_markers(steps))
+    is_accuracy = {"top1", "accuracy"} & {metric for metric, _ in scores}
+    title = "Accuracy on the evaluation set" if is_accuracy else "On the evaluation set"
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_ylabel("%" if is_percent else "")
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -268,7 +303,7 @@ def _markers(steps) -> dict:
 
 
 def _set_name(name: str) -> str:
-    return f" {_plain(name)}" if name else ""
+    return f" {plain_text(name)}" if name else ""
 
 
 # Confusion
@@ -295,12 +330,12 @@ def _draw_cells(counts, row_totals, row_names, column_names, titles, path):
     cell = 0.95 if rows <= 4 else 0.56 if rows <= 12 else 0.42
     font_size = 11 if rows <= 4 else 9 if rows <= 12 else 7
     label_size = 10 if rows <= 12 else 8
-    row_labels = [_fit(name, 2.0, label_size) for name in row_names]
-    column_labels = [_fit(name, 2.0, label_size) for name in column_names]
+    row_labels = [fit_text(name, 2.0, label_size) for name in row_names]
+    column_labels = [fit_text(name, 2.0, label_size) for name in column_names]
     row_space, column_space = (
-        max(_width(label, label_size) for label in labels) for labels in (row_labels, column_labels)
+        max(text_width(label, label_size) for label in labels) for labels in (row_labels, column_labels)
     )
-    figure = _figure(max(4.6, cell * columns + row_space + 0.8), cell * rows + column_space + 1.3)
+    figure = new_figure(max(4.6, cell * columns + row_space + 0.8), cell * rows + column_space + 1.3)
 
     axes = figure.subplots()
     with np.errstate(invalid="ignore"):
@@ -312,7 +347,7 @@ def _draw_cells(counts, row_totals, row_names, column_names, titles, path):
     for row, column in zip(*np.nonzero(counts), strict=True):
         dark = percent[row, column] > (70 if row == column else 0.85 * worst)
         colour = "white" if dark else "black"
-        text = _percent(percent[row, column] / 100)
+        text = whole_percent(percent[row, column] / 100)
         axes.text(column, row, text, ha="center", va="center", fontsize=font_size, color=colour)
     for row in np.flatnonzero(row_totals == 0):
         axes.text(-0.4, row, "no images of this class", va="center", fontsize=label_size, color=GREY)
@@ -328,7 +363,7 @@ def _draw_cells(counts, row_totals, row_names, column_names, titles, path):
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.suptitle("\n".join((*titles, "cells: % of the images of the true class")), fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 # Examples
@@ -408,63 +443,3 @@ def _pixels(image, index: int) -> np.ndarray:
             "Pass (channels, height, width) or (height, width, channels)."
         )
     return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-
-
-# Text and files
-
-
-def _percent(share: float) -> str:
-    """Whole percent that never rounds to a false 0 or 100."""
-    if not math.isfinite(share):
-        return "?"
-    if 0 < share < 0.005:
-        return "<1"
-    if 0.995 <= share < 1:
-        return ">99"
-    return f"{100 * share:.0f}"
-
-
-def _plain(text: str) -> str:
-    """One line without matplotlib's mathematics, which a dollar sign would start."""
-    return " ".join(str(text).split()).replace("$", r"\$")
-
-
-def _width(text: str, font_size: float) -> float:
-    """Width in inches in matplotlib's default font."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties()))
-    font.set_size(font_size, 72)
-    font.set_text(text)
-    return font.get_width_height()[0] / 64 / 72  # 1/64 of a pixel, 72 pixels per inch
-
-
-def _fit(name: str, inches: float, font_size: float, suffix: str = "", prefix: str = "") -> str:
-    """Cut a name so that the whole text is no wider than `inches`."""
-    name = " ".join(str(name).split())
-    low, high = 1, len(name)
-    if _width(prefix + name + suffix, font_size) > inches:
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = _width(prefix + name[:middle] + "…" + suffix, font_size) <= inches
-            low, high = (middle, high) if fits else (low, middle)
-        name = name[:low].rstrip() + "…"
-    return prefix + _plain(name) + suffix
-
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The version of matplotlib is left out, so that equal data gives equal files.
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
-    return path

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.modeling_losses import IGNORE_INDEX, known_rows
 from .order import mix_seed
-
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,13 @@ class Mixing:
 
         Args:
             pixel_values: (batch, channels, height, width) floats; left as they are.
-            labels: (batch,) class ids or (batch, classes) probabilities. A row with the id -100 stays out: it and its
-                neighbour are not mixed.
+            labels: (batch,) class ids or (batch, classes) probabilities. A row without a target (id -100, or a NaN)
+                stays out: it and its neighbour are not mixed.
             num_classes: classes of the model.
             step: number of the optimizer step; the same for all its processes and accumulated batches.
 
         Returns:
-            The images, and their targets (batch, classes) in float32; all zero for an ignored row.
+            The images, and their targets (batch, classes) in float32; NaN in a row without one.
 
         Raises:
             ValueError: for an odd number of images, or labels that do not fit.
@@ -103,20 +101,17 @@ class Mixing:
         share, box = self.draw(step, *pixel_values.shape[-2:])
         if share == 1:
             return pixel_values, targets
-        mixed_targets = targets * share + _neighbours(targets) * (1 - share)
         if box is None:
             mixed = pixel_values * share + _neighbours(pixel_values) * (1 - share)
         else:
             top, bottom, left, right = box
             mixed = pixel_values.clone()
             mixed[..., top:bottom, left:right] = _neighbours(pixel_values[..., top:bottom, left:right])
-        if labels.is_floating_point():
-            return mixed, mixed_targets
-        counted = labels != _IGNORED
-        paired = counted & _neighbours(counted)
+        known = known_rows(targets)
+        paired = known & _neighbours(known)
         return (
             torch.where(paired.view(-1, 1, 1, 1), mixed, pixel_values),
-            torch.where(paired.view(-1, 1), mixed_targets, targets),
+            torch.where(paired.view(-1, 1), targets * share + _neighbours(targets) * (1 - share), targets),
         )
 
 
@@ -139,12 +134,12 @@ def _as_targets(labels: Tensor, batch: int, num_classes: int) -> Tensor:
         return labels.float()
     if labels.shape != (batch,):
         raise ValueError(f"Class ids in `labels` must have shape {(batch,)}; got {tuple(labels.shape)}.")
-    counted = labels != _IGNORED
-    known = (labels >= 0) & (labels < num_classes)
+    counted = known_rows(labels)
+    fits = (labels >= 0) & (labels < num_classes)
     # A look at the values would make a GPU wait; there, one_hot itself stops on an unknown class.
-    if labels.device.type == "cpu" and not (known | ~counted).all():
+    if labels.device.type == "cpu" and not (fits | ~counted).all():
         raise ValueError(
-            f"Class ids must be 0 to {num_classes - 1} (or {_IGNORED} to ignore a row); got {labels.tolist()}."
+            f"Class ids must be 0 to {num_classes - 1} (or {IGNORE_INDEX} to ignore a row); got {labels.tolist()}."
         )
-    ids = torch.where(counted, labels, 0).long()
-    return F.one_hot(ids, num_classes).float() * counted.unsqueeze(1)
+    targets = F.one_hot(torch.where(counted, labels, 0).long(), num_classes).float()
+    return targets.masked_fill(~counted.unsqueeze(1), torch.nan)  # zeros would get a loss by label smoothing

@@ -51,15 +51,27 @@ class TopKAccuracy(_LogitsMetric):
 
 
 class MeanPerClassAccuracy(_LogitsMetric):
-    """Mean of the accuracies of the classes that occur: `{"mean_per_class": fraction}`."""
+    """Mean of the accuracies of the classes that occur (balanced accuracy): `{"mean_per_class": fraction}`."""
 
     description = "Mean over the classes that occur of the share of their rows that were predicted right, in 0..1."
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        logits, labels = _tensors(predictions, references)
-        names = [str(index) for index in range(logits.shape[1])]
-        metrics = classification_metrics(summarize_logits(logits, labels), labels, names)
-        return {"mean_per_class": metrics["mean_per_class"]}
+        return _select("mean_per_class", predictions, references)
+
+
+class CalibrationError(_LogitsMetric):
+    """Expected calibration error of the top-1 probability in 15 bins: `{"calibration_error": fraction}`; takes logits."""
+
+    description = "Mean distance of the predicted class's probability and the accuracy at that probability, in 0..1."
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return _select("calibration_error", predictions, references)
+
+
+def _select(name: str, predictions, references) -> dict[str, float]:
+    logits, labels = _tensors(predictions, references)
+    names = [str(index) for index in range(logits.shape[1])]
+    return {name: classification_metrics(summarize_logits(logits, labels), labels, names)[name]}
 
 
 def _tensors(predictions, references):

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .calibration import calibration_error
+
 
 # Columns of a summary row.
 PREDICTION, PROBABILITY, RANK, LOSS = range(4)
@@ -64,8 +66,9 @@ def classification_metrics(rows: Tensor, labels: Tensor, class_names: Sequence[s
 
     Returns:
         `loss` (mean negative log-likelihood, nats), `top1`, `top5` (only with more than 5 classes), `mean_per_class`
-        (mean accuracy of the classes that occur) and `per_class` (name -> accuracy, None for a class that does not
-        occur). Python floats; accuracies are fractions in 0..1.
+        (mean accuracy of the classes that occur, also known as balanced accuracy), `calibration_error` (of the top-1
+        probability in 15 bins, see `calibration_error`) and `per_class` (name -> accuracy, None for a class that does
+        not occur). Python floats; accuracies and the error are fractions in 0..1.
 
     Raises:
         ValueError: if the shapes do not fit, there are no rows, or a class index is out of range.
@@ -90,7 +93,8 @@ def classification_metrics(rows: Tensor, labels: Tensor, class_names: Sequence[s
     if num_classes > 5:
         metrics["top5"] = float((rows[:, RANK] < 5).mean())
     metrics["mean_per_class"] = math.fsum(present) / len(present)
-    metrics["per_class"] = dict(zip(_unique_names(class_names), accuracies, strict=True))
+    metrics["calibration_error"] = calibration_error(rows[:, PROBABILITY], right)
+    metrics["per_class"] = dict(zip(unique_names(class_names), accuracies, strict=True))
     return metrics
 
 
@@ -191,7 +195,7 @@ def _check_indices(what: str, values: np.ndarray, num_classes: int):
         )
 
 
-def _unique_names(class_names: Sequence[str]) -> list[str]:
-    """ImageNet has two "crane" and two "maillot": the index tells such classes apart."""
+def unique_names(class_names: Sequence[str]) -> list[str]:
+    """Tell classes of one name apart by their index: ImageNet has two "crane" and two "maillot"."""
     counts = Counter(class_names)
     return [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(class_names)]

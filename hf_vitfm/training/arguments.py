@@ -42,6 +42,8 @@ class VisionTrainingArguments(TrainingArguments):
         mix_probability: that a step mixes at all, where one of the two is on.
         mix_switch_probability: of CutMix in place of mixup, where both are on.
         repeated_augmentation: copies of each sample in a global batch, 1 = none; 3 in DeiT.
+        class_weights: "balanced" weighs the training loss of every image with images / (classes x images of its class),
+            so that every class counts alike; only for one class per image.
         on_bad_image: "error" stops at an image that cannot be decoded or transformed, naming it; "skip" puts another
             row in its place in training, leaves it out of the metrics in evaluation, and reports the number.
     """
@@ -67,6 +69,9 @@ class VisionTrainingArguments(TrainingArguments):
     mix_probability: float = field(default=1.0, metadata={"help": "that a step mixes at all"})
     mix_switch_probability: float = field(default=0.5, metadata={"help": "of CutMix in place of mixup"})
     repeated_augmentation: int = field(default=1, metadata={"help": "copies of each sample in a global batch"})
+    class_weights: str | None = field(
+        default=None, metadata={"help": '"balanced": rare classes count as much as others'}
+    )
     on_bad_image: str = field(default="error", metadata={"help": "error or skip", "choices": list(ON_BAD_IMAGE)})
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "global gradient norm, 0 = no clipping"})
@@ -106,6 +111,8 @@ class VisionTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`crop_scale` must be two shares of the area, 0 < smallest <= largest <= 1; got {scale!r}."
             )
+        if self.class_weights not in (None, "balanced"):
+            raise ValueError(f'`class_weights` must be "balanced" or None; got {self.class_weights!r}.')
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {self.on_bad_image!r}.")
         self._check_augmentation()

@@ -1,22 +1,26 @@
 """Training image classifiers: ours and any `AutoModelForImageClassification`."""
 
-import numpy as np
 import torch
 
 from ..data.collators import collate_labelled
 from ..evaluation.metrics import classification_metrics, summarize_logits
-from ..models.modeling_losses import IGNORE_INDEX, classification_loss, resolve_problem_type
+from ..evaluation.multi_label import multi_label_metrics
+from ..evaluation.regression import regression_metrics
+from ..models.modeling_losses import IGNORE_INDEX, classification_loss, known_rows, resolve_problem_type
+from .class_weights import balanced_class_weights, read_labels
 from .trainer import VisionTrainer
 
 
 class ImageClassificationTrainer(VisionTrainer):
-    """Trains with hard or soft targets, several labels or regression; reports top-1, top-5 and mean per class.
+    """Trains with hard or soft targets, several labels or regression, and reports the metrics of each.
 
     The loss is computed here from the model's logits, so that it is the same for every model, exact under accumulation
-    and on several devices, and label smoothing applies to training alone. Class ids need no configuration; rows of
-    probabilities need `model.config.problem_type = "single_label_classification"`.
+    and on several devices, and label smoothing and class weights apply to training alone. Class ids need no
+    configuration; rows of probabilities need `model.config.problem_type = "single_label_classification"`.
 
-    `evaluate()` gathers four numbers per image; `predict()` gives the logits.
+    `evaluate()` gathers four numbers per image for class ids (`classification_metrics`), the logits for several labels
+    (`multi_label_metrics`) and numbers (`regression_metrics`); for soft targets it reports the loss alone. `predict()`
+    gives the logits. Rows of class id -100, or with a NaN in their target, count nowhere.
     """
 
     def __init__(self, model=None, args=None, *, data_collator=None, compute_metrics=None, **kwargs):
@@ -35,6 +39,7 @@ class ImageClassificationTrainer(VisionTrainer):
         if self.args.label_names is None:
             self.label_names = ["labels"]
         self.class_names = self._check_classes()
+        self.class_weights = self._weigh_classes()
         self.mixing = self.args.mixing
         if self.mixing is not None and self.model.config.num_labels == 1:
             raise ValueError("mixup and CutMix need at least two classes or labels; the model has one output.")
@@ -57,12 +62,31 @@ class ImageClassificationTrainer(VisionTrainer):
                 )
         return [config.id2label[i] for i in range(config.num_labels)]
 
+    def _weigh_classes(self) -> torch.Tensor | None:
+        if self.args.class_weights is None or self.train_dataset is None:
+            return None
+        labels = read_labels(self.train_dataset)
+        kind = self._problem_type(labels)
+        if kind != "single_label_classification":
+            raise ValueError(f"`class_weights` are for one class per image; got the problem type {kind!r}.")
+        return balanced_class_weights(labels, self.model.config.num_labels).to(self.args.device, torch.float32)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # Trainer knows only -100, which may be a number that is to be predicted.
+        marked = []
+        for batch in batch_samples:
+            labels = batch.get("labels")
+            if labels is not None and labels.is_floating_point():
+                known = known_rows(labels).view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)
+                batch = {"labels": torch.where(known, 0, IGNORE_INDEX)}
+            marked.append(batch)
+        return super()._get_num_items_in_batch(marked, device)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of a batch; divided by the whole global batch's label elements in training."""
         if self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        config = self.model.config
-        kind = resolve_problem_type(config.problem_type, config.num_labels, inputs["labels"])
+        kind = self._problem_type(inputs["labels"])
         if model.training and self.mixing is not None:
             inputs, num_items_in_batch = self._mix(inputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -73,6 +97,7 @@ class ImageClassificationTrainer(VisionTrainer):
             kind,
             num_items_in_batch,
             label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
+            class_weights=self.class_weights if model.training else None,
         )
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
@@ -82,8 +107,8 @@ class ImageClassificationTrainer(VisionTrainer):
         """Mix neighbours; class ids become rows of probabilities, so that there are more label elements to count."""
         labels, num_labels = inputs["labels"], self.model.config.num_labels
         pixel_values, targets = self.mixing(inputs["pixel_values"], labels, num_labels, self.state.global_step)
-        if num_items is not None and not labels.is_floating_point():
-            num_items = num_items * num_labels
+        if not labels.is_floating_point():
+            num_items = None if num_items is None else num_items * num_labels
         return {**inputs, "pixel_values": pixel_values, "labels": targets}, num_items
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
@@ -94,25 +119,42 @@ class ImageClassificationTrainer(VisionTrainer):
         finally:
             self._gather_logits = False
 
-    def _single_label(self, labels: torch.Tensor) -> bool:
+    def _problem_type(self, labels: torch.Tensor) -> str:
         config = self.model.config
-        kind = resolve_problem_type(config.problem_type, config.num_labels, labels)
-        return kind == "single_label_classification" and not labels.is_floating_point()
+        return resolve_problem_type(config.problem_type, config.num_labels, labels)
+
+    def _has_class_ids(self, labels: torch.Tensor) -> bool:
+        return self._problem_type(labels) == "single_label_classification" and not labels.is_floating_point()
 
     def _summarize(self, logits, labels):
         logits = logits[0] if isinstance(logits, tuple) else logits
-        if self._gather_logits or labels is None or not self._single_label(labels):
+        if self._gather_logits or labels is None or not self._has_class_ids(labels):
             return logits
         return summarize_logits(logits, labels.clamp(min=0))  # ignored rows are left out below
 
     def _compute_metrics(self, prediction) -> dict[str, float]:
-        predictions, labels = prediction.predictions, torch.as_tensor(np.asarray(prediction.label_ids))
-        if not self._single_label(labels):
+        predictions, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+        if not self._gather_logits or not self._has_class_ids(labels):
+            metrics = self.measure(predictions, labels)
+        else:
+            metrics = self.measure(summarize_logits(predictions, labels.clamp(min=0)), labels)
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+    def measure(self, predictions: torch.Tensor, labels: torch.Tensor) -> dict:
+        """All metrics of a whole evaluation set, also by class or output.
+
+        Args:
+            predictions: (rows, 4) summaries (`summarize_logits`) for class ids; (rows, outputs) logits otherwise.
+            labels: the targets as the collator gives them; rows without one are left out.
+
+        Returns:
+            What `classification_metrics`, `multi_label_metrics` or `regression_metrics` returns; {} for soft targets.
+        """
+        kind = self._problem_type(labels)
+        if self._has_class_ids(labels):
+            kept = known_rows(labels)
+            return classification_metrics(predictions[kept], labels[kept], self.class_names)
+        if kind == "single_label_classification":
             return {}
-        if self._gather_logits:
-            predictions = summarize_logits(torch.as_tensor(predictions), labels.clamp(min=0))
-        kept = labels != IGNORE_INDEX
-        predictions, labels = torch.as_tensor(predictions)[kept], labels[kept]
-        metrics = classification_metrics(predictions, labels, self.class_names)
-        metrics.pop("per_class")
-        return metrics
+        measure = regression_metrics if kind == "regression" else multi_label_metrics
+        return measure(predictions, labels, self.class_names)

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
-from ..data.datasets import load_images, split_off
+from ..data.datasets import load_images
 from ..data.sources.stream import open_stream
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
+from .sweep import SweepArguments
+from .targets import HEADS, hold_out
 
 
 # `--smoke`: any configuration in seconds, on the embedded images.
@@ -28,6 +31,7 @@ SMOKE_MODEL = {
     "patch_size": 8,
 }
 SMOKE_ROWS = 32
+SMOKE_HOLDOUT = 0.25
 SMOKE_TRAINING = {
     "max_steps": 2,
     "per_device_train_batch_size": 4,
@@ -61,8 +65,15 @@ class DataArguments:
     eval_split: str | None = field(
         default=None, metadata={"help": "split to evaluate on; by default validation, else test"}
     )
+    train_rows: int | None = field(
+        default=None, metadata={"help": "use only so many rows of the training split, the same whatever the seed"}
+    )
     holdout: float | None = field(
-        default=None, metadata={"help": "evaluate on this share of the training split instead (to choose settings)"}
+        default=None,
+        metadata={"help": "evaluate on this share of the training rows instead, or on so many (to choose settings)"},
+    )
+    holdout_if_missing: float | None = field(
+        default=None, metadata={"help": "the same, but only where the data has neither a validation nor a test split"}
     )
     title: str | None = field(default=None, metadata={"help": "name of the data set for the card"})
     license: str | None = field(default=None, metadata={"help": "licence of the data set for the card, such as mit"})
@@ -79,23 +90,30 @@ class DataArguments:
         return {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
 
     def load(self, seed: int):
-        """Load the data: (training rows, evaluation rows, name of the evaluation split)."""
+        """Load the data: (training rows, evaluation rows, name of the evaluation split).
+
+        Evaluated on are, the first that applies: the share `holdout` of the training rows, the split `eval_split`, the
+        split validation, the split test, the share `holdout_if_missing` of the training rows.
+        """
         if self.eval_split is not None and self.holdout is not None:
             raise ValueError("Give `eval_split` or `holdout`, not both.")
         if self.smoke:
             splits = load_images("fashion-mnist")
-            return (
-                splits["train"].shuffle(seed=0).select(range(SMOKE_ROWS)),
-                splits["test"].shuffle(seed=0).select(range(SMOKE_ROWS)),
-                "test",
-            )
+            train, test = (_choose_rows(splits[name], SMOKE_ROWS) for name in ("train", "test"))
+            if self.holdout is not None:
+                return *hold_out(train, SMOKE_HOLDOUT, seed), f"{SMOKE_HOLDOUT:g} of train"
+            return train, test, "test"
         if self.streaming:
             return self._open_streams()
         splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
         train = self._split(splits, self.train_split)
-        if self.holdout is not None:
-            return *split_off(train, self.holdout, seed), f"{self.holdout:g} of {self.train_split}"
+        if self.train_rows is not None:
+            train = _choose_rows(train, self.train_rows)
         name = self.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+        holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
+        if holdout is not None:
+            share = _holdout_share(holdout, len(train))
+            return *hold_out(train, share, seed), f"{holdout:g} of {self.train_split}"
         if name is None:
             raise ValueError(
                 f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "
@@ -104,9 +122,10 @@ class DataArguments:
         return train, self._split(splits, name), name
 
     def _open_streams(self):
-        if self.holdout is not None:
+        if self.holdout is not None or self.train_rows is not None:
             raise ValueError(
-                "`holdout` takes rows out of a data set that is at hand; with `streaming` give `eval_split`."
+                "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
+                "and give `eval_split`."
             )
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         train = open_stream(self.dataset, self.train_split, **columns)
@@ -123,8 +142,27 @@ class DataArguments:
         return splits[name]
 
 
+def _choose_rows(rows, count: int):
+    """So many rows chosen at random, always the same ones, in their old order."""
+    if not 0 < count <= len(rows):
+        raise ValueError(f"`train_rows` must be between 1 and the {len(rows)} rows of the split; got {count}.")
+    return rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:count]))
+
+
+def _holdout_share(holdout: float, num_rows: int) -> float:
+    if 0 < holdout < 1:
+        return holdout
+    if holdout != int(holdout) or not 1 <= holdout < num_rows:
+        raise ValueError(
+            f"`holdout` must be a share in (0, 1), or a number of rows from 1 to {num_rows - 1}; got {holdout:g}."
+        )
+    return holdout / num_rows
+
+
 def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None):
     """Read a recipe's command line: a YAML file whose keys are the fields of the classes, then options over it.
+
+    The file may also hold what only a sweep reads (`SweepArguments`), so that a single run can use it too.
 
     Args:
         argument_classes: dataclasses; every field is a key of the file and an option `--field`.
@@ -174,10 +212,12 @@ def _set_defaults(parser: HfArgumentParser, settings: dict) -> None:
 def _adjust(values: dict, settings: dict, argument_classes: Sequence[type]) -> dict:
     """Defaults that other values make void: a smoke run's, and what the file says of a data set that is not used."""
     adjusted = {}
-    if values.get("dataset") != settings.get("dataset"):
+    if values.get("holdout") is not None and "holdout" not in settings and "eval_split" in settings:
+        adjusted["eval_split"] = None
+    if "dataset" in settings and values.get("dataset") != settings["dataset"]:
         describing = ("title", "license", "eval_split", "train_split", "image_column", "label_column")
         known = {item.name: item.default for cls in argument_classes for item in fields(cls)}
-        adjusted = {name: known[name] for name in describing if name in settings}
+        adjusted |= {name: known[name] for name in describing if name in settings}
     if values.get("smoke"):
         smoke = {**SMOKE_TRAINING, "output_dir": f"{settings.get('output_dir', 'outputs/run')}-smoke"}
         adjusted |= {name: value for name, value in smoke.items() if name in values}
@@ -201,7 +241,8 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
         parser.error(f"cannot read the configuration {path!r}: {error}")
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         parser.error(f"{path} must hold `key: value` lines; got {type(settings).__name__}.")
-    known = {item.name: item for cls in argument_classes for item in fields(cls) if item.init}
+    own = {item.name: item for cls in argument_classes for item in fields(cls) if item.init}
+    known = {item.name: item for item in fields(SweepArguments)} | own
     for key, value in settings.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -213,11 +254,9 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
             parser.error(f"{path}: {key} must be a mapping such as {{drop_path_rate: 0.1}}; got {value!r}.")
         if key.endswith("_strategy") and value is False:
             parser.error(f'{path}: {key}: YAML reads a bare no as False; write {key}: "no".')
-    return settings
+    return {key: value for key, value in settings.items() if key in own}
 
 
-# First components of the names of heads, in the classifiers of transformers and here.
-_HEADS = ("classifier", "distillation_classifier", "cls_classifier", "head")
 # What another pooling leaves behind or needs: `pooling="mean"` has a norm of its own.
 _POOLING = ("vit.fc_norm.", "vit.layernorm.")
 
@@ -246,8 +285,8 @@ def load_for_fine_tuning(checkpoint: str, **fields):
     model, info = model_class.from_pretrained(
         checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, **fields
     )
-    lost = [name for name in info["missing_keys"] if not name.startswith((*_HEADS, *_POOLING))]
-    lost += [name for name, *_ in info["mismatched_keys"] if not name.startswith(_HEADS)]
+    lost = [name for name in info["missing_keys"] if not name.startswith((*HEADS, *_POOLING))]
+    lost += [name for name, *_ in info["mismatched_keys"] if not name.startswith(HEADS)]
     if lost:
         raise ValueError(
             f"{len(lost)} weights of {checkpoint!r} do not fit the configuration and would start at random: "

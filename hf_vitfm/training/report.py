@@ -14,9 +14,10 @@ import transformers
 from ..cards.figures import draw_confusion, draw_curves, draw_examples
 from ..cards.model_card import MARKER, create_model_card
 from ..cards.redact import redact, redact_command
+from ..cards.target_figures import draw_average_precision, draw_scatter
 from ..data.order import ImageView
-from ..evaluation.metrics import classification_metrics, confusion_matrix, summarize_logits
-from ..models.modeling_losses import IGNORE_INDEX
+from ..evaluation.metrics import confusion_matrix, summarize_logits
+from ..models.modeling_losses import known_rows, resolve_problem_type
 from ..version import __version__
 from .arguments import VisionTrainingArguments
 from .classification import ImageClassificationTrainer
@@ -43,16 +44,20 @@ def check_output(directory: str) -> None:
 def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict) -> dict:
     """Evaluate a trained classifier and write everything that belongs to the run into its output folder.
 
-    Writes the model, the processor, all_results.json, run.json, curves.png, confusion.png, examples.png and README.md.
+    Writes the model, the processor, all_results.json, run.json, README.md and pictures: curves.png, and confusion.png and
+    examples.png for one class per image, average_precision.png for several labels, scatter.png for numbers.
     Call it in every process; the first one writes.
 
     Args:
-        trainer: after `train()`.
+        trainer: after `train()`; its targets are class ids, several labels or numbers.
         dataset: name, id, license, evaluation_split (and what else the card is to say of the data).
         run: recipe, config, command, base_model.
 
     Returns:
         The metrics of the evaluation set: `eval_loss`, `eval_top1`, ...
+
+    Raises:
+        ValueError: for rows of probabilities, of which there are no metrics.
     """
     rows = trainer.eval_dataset
     prediction = trainer.predict(rows, metric_key_prefix="eval")
@@ -60,18 +65,16 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     if not trainer.is_world_process_zero():
         return prediction.metrics
     directory = Path(trainer.args.output_dir)
-    logits, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
-    counted = labels != IGNORE_INDEX  # the others are images that were skipped
-    pictures = _Pictures(rows, counted.nonzero().flatten().tolist())
-    logits, labels = logits[counted], labels[counted]
-    summary = summarize_logits(logits, labels)
-    names = trainer.class_names
-    _draw(directory, trainer.state.log_history, pictures, labels, summary, names)
+    outputs, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    known = known_rows(labels)
+    rows = _Pictures(rows, known.nonzero().flatten().tolist())
+    prediction.metrics["eval_samples"] = len(rows)
+    draw_curves(trainer.state.log_history, directory / "curves.png")
+    details = _report_targets(trainer, rows, outputs[known], labels[known])
     trainer.log_metrics("eval", prediction.metrics)
     trainer.save_metrics("eval", prediction.metrics)
     record = {
-        "task": "image-classification",
-        "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(pictures), **dataset},
+        "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(rows), **dataset},
         "hyperparameters": {
             **training_settings(trainer.args),
             "optimizer": getattr(trainer.args.optim, "value", trainer.args.optim),
@@ -86,7 +89,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         },
         "hardware": describe_hardware(trainer.args),
         "parameters": trainer.model.num_parameters(),
-        "per_class": classification_metrics(summary, labels, names)["per_class"],
+        **details,
         **run,
     }
     record = redact({**record, "command": redact_command(record["command"])})
@@ -108,19 +111,44 @@ class _Pictures(Sequence):
         return self._view.image(self._indices[place])
 
 
-def _draw(directory: Path, history: list[dict], pictures: Sequence, labels, summary, names: Sequence[str]) -> None:
+def _report_targets(trainer: ImageClassificationTrainer, rows, outputs: torch.Tensor, labels: torch.Tensor) -> dict:
+    """Draw the pictures of this kind of task; returns the task's fields of run.json."""
+    config, directory = trainer.model.config, Path(trainer.args.output_dir)
+    kind = resolve_problem_type(config.problem_type, config.num_labels, labels)
+    if kind == "regression":
+        per_output = trainer.measure(outputs, labels)["per_output"]
+        shape = len(labels), len(per_output)
+        draw_scatter(outputs.reshape(shape), labels.reshape(shape), per_output, directory / "scatter.png")
+        return {"task": "image-regression", "problem_type": kind, "per_output": per_output}
+    if kind == "multi_label_classification":
+        per_class = trainer.measure(outputs, labels)["per_class"]
+        if any(value is not None for value in per_class.values()):
+            shares = labels.double().mean(dim=0).tolist()
+            draw_average_precision(per_class, shares, directory / "average_precision.png")
+        return {"task": "image-classification", "problem_type": kind, "per_class": per_class}
+    summary, names = summarize_logits(outputs, labels), trainer.class_names
     predicted = summary[:, 0].long()
-    draw_curves(history, directory / "curves.png")
     draw_confusion(confusion_matrix(predicted, labels, len(names)), names, directory / "confusion.png")
-    draw_examples(pictures, labels, predicted, summary[:, 1], names, directory / "examples.png")
+    draw_examples(rows, labels, predicted, summary[:, 1], names, directory / "examples.png")
+    per_class = trainer.measure(summary, labels)["per_class"]
+    return {"task": "image-classification", "problem_type": kind, "per_class": per_class}
 
 
 def print_summary(metrics: dict, directory, seconds: float | None = None) -> None:
     """Say what came out, where the pictures are and how to share the model."""
+    pictures = ", ".join(sorted(path.name for path in Path(directory).glob("*.png")))
     directory = os.path.relpath(directory)
-    lines = [f"top-1 accuracy {100 * metrics['eval_top1']:.2f} % on {metrics['eval_samples']} evaluation images"]
+    lines = [f"{_headline(metrics)} on {metrics['eval_samples']} evaluation images"]
     if seconds is not None:
         lines.append(f"training took {seconds:.0f} s")
-    lines.append(f"model, card and pictures: {directory} (README.md, curves.png, confusion.png, examples.png)")
+    lines.append(f"model, card and pictures: {directory} (README.md, {pictures})")
     lines.append(f"share it: hf upload YOUR_NAME/MODEL_NAME {directory} --exclude 'checkpoint-*/*' training_args.bin")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _headline(metrics: dict) -> str:
+    if "eval_top1" in metrics:
+        return f"top-1 accuracy {100 * metrics['eval_top1']:.2f} %"
+    if "eval_rmse" in metrics:
+        return f"root of the mean squared error {metrics['eval_rmse']:.4g}"
+    return f"mean average precision {100 * metrics.get('eval_mean_average_precision', 0):.2f} %"

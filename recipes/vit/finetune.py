@@ -1,4 +1,4 @@
-"""Train or fine-tune a Vision Transformer (or any image classifier of the Hub) on labelled images.
+"""Train or fine-tune a Vision Transformer (or any image classifier of the Hub) on images with classes or numbers.
 
 ViT paper (Dosovitskiy et al. 2021), section 4.1 and appendix B.1.1. One command does the whole run:
 
@@ -10,7 +10,7 @@ On several devices put `accelerate launch` in the place of `python`. `--smoke` r
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline, set_seed
@@ -22,6 +22,7 @@ from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.report import check_output, print_summary, report_classification
+from hf_vitfm.training.targets import REGRESSION, SINGLE, Targets, TargetScale, as_numbers, read_targets
 
 
 @dataclass
@@ -33,14 +34,25 @@ class ModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "pixels; by default the checkpoint's own, 224 from scratch"}
     )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "single_label_classification, multi_label_classification or regression; told from the labels"
+        },
+    )
     model: dict = field(default_factory=dict, metadata={"help": "more fields of the model's configuration"})
+    image_processor: dict = field(
+        default_factory=dict, metadata={"help": "from scratch: fields of the image processor, such as a centre crop"}
+    )
 
 
-def build(args: ModelArguments, class_names: list[str], smoke: bool):
-    """Model and image processor for the classes; the head of a checkpoint is replaced if it has other classes."""
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+def build(args: ModelArguments, targets: Targets, smoke: bool):
+    """Model and image processor for the targets; the head of a checkpoint is replaced if it has other outputs."""
+    labels = targets.config_fields
     if args.checkpoint is not None and not smoke:
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
+        if args.image_processor:
+            raise ValueError("`image_processor` is for a model from scratch; a checkpoint comes with its own.")
         model = load_for_fine_tuning(args.checkpoint, **fields, **labels)
         return model, load_image_processor(args.checkpoint, image_size=args.image_size)
     fields = {"image_size": args.image_size or 224, **args.model, **labels}
@@ -48,7 +60,8 @@ def build(args: ModelArguments, class_names: list[str], smoke: bool):
         fields = {**labels, **SMOKE_MODEL, "pooling": args.model.get("pooling", "cls")}
     config = ViTConfig(**fields) if smoke or args.variant is None else ViTConfig.from_variant(args.variant, **fields)
     height, width = as_pair(config.image_size)
-    return ViTForImageClassification(config), ViTImageProcessor(size={"height": height, "width": width})
+    fields = {"size": {"height": height, "width": width}, **({} if smoke else args.image_processor)}
+    return ViTForImageClassification(config), ViTImageProcessor(**fields)
 
 
 def first_picture(rows):
@@ -64,17 +77,13 @@ def check_reload(directory: str, rows) -> None:
     """Load the finished model as its users will, by `from_pretrained` and by `pipeline`, and compare the two."""
     model = AutoModelForImageClassification.from_pretrained(directory)
     image = first_picture(rows).convert("RGB")
-    pixels = load_image_processor(directory)(images=image, return_tensors="pt")
     with torch.no_grad():
-        expected = model(**pixels).logits.argmax(-1).item()
-    best = pipeline("image-classification", model=directory, device="cpu")(image)[0]
-    if best["label"] != model.config.id2label[expected]:
-        raise RuntimeError(
-            f"from_pretrained and pipeline disagree: {model.config.id2label[expected]}, {best['label']}"
-        )
-    print(
-        f"reloaded with from_pretrained and pipeline: the first evaluation image is {best['label']!r} ({best['score']:.2f})"
-    )
+        logits = model(**load_image_processor(directory)(images=image, return_tensors="pt")).logits[0]
+    expected = model.config.id2label[logits.argmax().item()]
+    best = pipeline("image-classification", model=directory, device="cpu", function_to_apply="none")(image)[0]
+    if best["label"] != expected or abs(best["score"] - logits.max().item()) > 1e-3 * max(1, logits.abs().max()):
+        raise RuntimeError(f"from_pretrained and pipeline disagree: {expected} ({logits.max():.4g}), {best}")
+    print(f"reloaded with from_pretrained and pipeline: {best['label']!r} is largest for the first evaluation image")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -88,14 +97,20 @@ def main(argv: list[str] | None = None) -> dict:
 
     # 1. Data
     train_rows, eval_rows, split = data_args.load(training_args.seed)
-    class_names = getattr(train_rows.features["label"], "names", None)
-    if class_names is None:
-        raise ValueError(
-            "This recipe needs one class per image; the label column holds numbers that are no class ids."
-        )
+    problem_type = None if data_args.smoke else model_args.problem_type
+    if problem_type == REGRESSION:
+        train_rows, eval_rows = as_numbers(train_rows), as_numbers(eval_rows)
+    targets = read_targets(train_rows, problem_type)
+    if targets.problem_type != SINGLE:
+        training_args.label_smoothing_factor = 0.0  # it spreads the one class's probability over the others
     # 2. Model and image processor
-    model, processor = build(model_args, class_names, data_args.smoke)
+    model, processor = build(model_args, targets, data_args.smoke)
     # 3. Train
+    report_rows, scale = eval_rows, None
+    if targets.problem_type == REGRESSION:
+        scale = TargetScale.of(train_rows)
+        scale.heads(model)  # a model without one is an error now rather than after the training
+        train_rows, eval_rows = scale.standardize(train_rows), scale.standardize(eval_rows)
     if data_args.keep_in_memory:
         train_rows, eval_rows = in_memory(train_rows), in_memory(eval_rows)
     trainer = ImageClassificationTrainer(
@@ -108,6 +123,9 @@ def main(argv: list[str] | None = None) -> dict:
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
+    if scale is not None:
+        scale.restore(trainer.model)
+        trainer.eval_dataset = report_rows
     # 4. Evaluate, draw, write the card
     dataset = {**data_args.describe(), "evaluation_split": split}
     run = {
@@ -115,11 +133,11 @@ def main(argv: list[str] | None = None) -> dict:
         "config": argv[0],
         "command": shlex.join(["python", "recipes/vit/finetune.py", *argv]),
         "base_model": None if data_args.smoke else model_args.checkpoint,
+        "target_scale": None if scale is None else asdict(scale),
     }
     metrics = report_classification(trainer, dataset, run)
     if trainer.is_world_process_zero():
         check_reload(training_args.output_dir, eval_rows)
-        metrics["eval_samples"] = len(eval_rows)
         print_summary(metrics, training_args.output_dir, result.metrics["train_runtime"])
     return metrics
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from hf_vitfm.cards import figures
-from hf_vitfm.cards.figures import _most_confused, _percent, draw_confusion, draw_curves, draw_examples
+from hf_vitfm.cards.canvas import whole_percent
+from hf_vitfm.cards.figures import _most_confused, draw_confusion, draw_curves, draw_examples
 
 
 LONG_NAMES = ["a rather long name of a class, with $x_1$ and more $ signs", "W" * 60]
@@ -162,7 +163,7 @@ def test_bad_examples_are_errors(tmp_path):
 
 
 def test_percent_never_rounds_to_a_false_zero_or_hundred():
-    assert [_percent(share) for share in (0, 0.004, 0.5, 0.996, 1)] == ["0", "<1", "50", ">99", "100"]
+    assert [whole_percent(share) for share in (0, 0.004, 0.5, 0.996, 1)] == ["0", "<1", "50", ">99", "100"]
 
 
 def test_equal_data_gives_equal_files(tmp_path):

@@ -111,12 +111,18 @@ def test_an_ignored_row_stays_out_and_leaves_its_neighbour_alone(alphas):
     mixed, targets = Mixing(**alphas)(images, labels, CLASSES, step)
     assert torch.equal(mixed[2:4], images[2:4])
     assert torch.equal(targets[2], torch.nn.functional.one_hot(labels[2], CLASSES).float())
-    assert not targets[3].any()
+    assert targets[3].isnan().all()
     others = [0, 1, 4, 5, 6, 7]
     expected = Mixing(**alphas)(images[others], labels[others], CLASSES, step)
     assert torch.equal(mixed[others], expected[0]) and torch.equal(targets[others], expected[1])
-    logits = torch.randn(8, CLASSES)
-    assert torch.nn.functional.cross_entropy(logits, targets, reduction="none")[3] == 0
+    logits, kind = torch.randn(8, CLASSES), "single_label_classification"
+    assert torch.equal(
+        classification_loss(logits, targets, kind, label_smoothing=0.1),
+        classification_loss(logits[[0, 1, 2, 4, 5, 6, 7]], targets[[0, 1, 2, 4, 5, 6, 7]], kind, label_smoothing=0.1),
+    )
+    soft = torch.nn.functional.one_hot(labels.clamp(min=0), CLASSES).float()
+    soft[3, 0] = torch.nan  # a soft target that is not known is treated alike
+    assert torch.equal(Mixing(**alphas)(images, soft, CLASSES, step)[0], mixed)
 
 
 def test_soft_labels_are_mixed_like_class_ids():

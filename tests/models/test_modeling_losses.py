@@ -182,3 +182,40 @@ def test_model_divides_by_the_items_that_trainer_counts(kind):
 def test_labels_that_do_not_fit_are_refused_saying_what_is_wrong(labels, problem_type, message):
     with pytest.raises(ValueError, match=message):
         classification_loss(torch.zeros(2, K), labels, problem_type)
+
+
+def test_class_weights_are_torchs_divided_by_the_number_of_rows():
+    logits, labels = torch.randn(6, K, dtype=torch.float64), torch.tensor([0, 4, -100, 2, 2, 1])
+    weights = torch.tensor([0.5, 2.0, 3.0, 1.0, 0.1], dtype=torch.float64)
+    expected = F.cross_entropy(logits, labels, weight=weights, reduction="sum") / 5
+    torch.testing.assert_close(classification_loss(logits, labels, class_weights=weights), expected)
+    parts = [classification_loss(logits[i : i + 2], labels[i : i + 2], None, 5, 0.0, weights) for i in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), expected)
+
+
+def test_class_weights_of_soft_targets_are_mixed_as_the_targets_are():
+    logits, labels, weights = torch.randn(6, K), probabilities(), torch.rand(K)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    found = classification_loss(logits, labels, SINGLE, class_weights=weights)
+    torch.testing.assert_close(found, (losses * (labels @ weights)).mean())
+    one_hot = classification_loss(logits, F.one_hot(ids(), K).float(), SINGLE, class_weights=weights)
+    torch.testing.assert_close(one_hot, classification_loss(logits, ids(), class_weights=weights))
+
+
+def test_class_weights_are_refused_where_there_is_no_single_class():
+    with pytest.raises(ValueError, match="one class per row; got the problem type 'regression'"):
+        classification_loss(torch.zeros(2, K), torch.zeros(2, K), REGRESSION, class_weights=torch.ones(K))
+
+
+@pytest.mark.parametrize("kind", ["soft", "soft smoothed", "multi-label", "regression"])
+def test_rows_with_nan_targets_count_nowhere_and_have_no_gradient(kind):
+    labels, logits = KINDS[kind][0](), torch.randn(6, K, dtype=torch.float64, requires_grad=True)
+    known = torch.tensor([True, False, True, True, False, True])
+    expected = loss_of(kind, logits[known], labels[known])
+    labels = torch.where(known[:, None], labels, torch.tensor([float("nan"), *[0.0] * (K - 1)]))
+    loss = loss_of(kind, logits, labels)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[~known] == 0).all() and gradient.isfinite().all() and (gradient[known] != 0).any(dim=-1).all()
+    parts = [loss_of(kind, logits[i : i + 2], labels[i : i + 2], num_items_in_batch=4 * K) for i in (0, 2, 4)]
+    torch.testing.assert_close(sum(parts), expected)

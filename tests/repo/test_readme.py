@@ -1,6 +1,8 @@
 """Every command and every piece of code in the documents can be run as it is written."""
 
+import contextlib
 import functools
+import io
 import os
 import re
 import shlex
@@ -10,12 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from hf_vitfm.cli.main import build_parser
 from tests.repo.tree import ROOT
 
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "recipes/README.md")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-KNOWN_COMMANDS = {"accelerate", "cd", "git", "make", "pip", "pytest", "python", "ruff"}
+KNOWN_COMMANDS = {"accelerate", "cd", "git", "hf-vitfm", "make", "pip", "pytest", "python", "ruff"}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -55,6 +58,8 @@ def complaints(words: list[str]) -> list[str]:
     wrong = []
     if program == "make":
         wrong += [f"no make target {word}" for word in arguments if "=" not in word and word not in make_targets()]
+    if program == "hf-vitfm":
+        wrong += refused_by_the_cli(arguments)
     files = [word for word in arguments if re.search(r"\w\.(py|ya?ml)$", word)]
     wrong += [f"no file {word}" for word in files if not (ROOT / word).is_file()]
     scripts = [word for word in files if word.endswith(".py")]
@@ -64,6 +69,15 @@ def complaints(words: list[str]) -> list[str]:
         ]
         wrong += [f"{scripts[0]} has no option {word}" for word in options if word not in script_options(scripts[0])]
     return wrong
+
+
+def refused_by_the_cli(arguments: list[str]) -> list[str]:
+    with contextlib.redirect_stderr(io.StringIO()) as complaint:
+        try:
+            build_parser().parse_args(arguments)
+        except SystemExit as stop:
+            return [complaint.getvalue()] if stop.code else []
+    return []
 
 
 def make_targets() -> set[str]:
@@ -111,4 +125,6 @@ def test_a_wrong_option_is_found(monkeypatch):
     assert complaints(["python", script, "--output_dir", "x", "--output_dri=x"]) == [
         f"{script} has no option --output_dri"
     ]
+    assert "unrecognized arguments: --top" in complaints(["hf-vitfm", "predict", "model", "folder", "--top", "3"])[0]
+    assert complaints(["hf-vitfm", "predict", "model", "folder", "--top-k", "3"]) == []
     assert complaints(["accelerate", "launch", "--num_processes", "2", script, "--output_dir", "x"]) == []

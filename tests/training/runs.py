@@ -21,13 +21,17 @@ TINY = {
 }
 
 
-def make_rows(count: int = 27, soft: bool = False, dtype=torch.float32, seed: int = 0) -> list[dict]:
-    """Rows with random pixels; `soft` gives rows of probabilities instead of class ids."""
+def make_rows(
+    count: int = 27, soft: bool = False, dtype=torch.float32, seed: int = 0, imbalanced: bool = False
+) -> list[dict]:
+    """Rows with random pixels; `soft` gives rows of probabilities instead of class ids, `imbalanced` mostly class 0."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for i in range(count):
         pixels = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
         label = torch.rand(3, generator=generator, dtype=torch.float64).softmax(0) if soft else i % 3
+        if imbalanced and not soft:
+            label = (0, 0, 0, 1, 0, 2)[i % 6]
         rows.append({"pixel_values": pixels + (0.0 if soft else i % 3), "label": label})
     return rows
 
@@ -67,14 +71,16 @@ def make_args(output_dir, **options) -> VisionTrainingArguments:
     return VisionTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
 
 
-def train(output_dir, soft: bool = False, double: bool = True, eval_rows: int = 0, **options) -> dict:
+def train(
+    output_dir, soft: bool = False, double: bool = True, eval_rows: int = 0, imbalanced: bool = False, **options
+) -> dict:
     """Train and return losses, gradient of the first step, weights and metrics as plain numbers."""
     dtype = torch.float64 if double else torch.float32
     model = make_model(dtype, "single_label_classification" if soft else None)
     trainer = ImageClassificationTrainer(
         model=model,
         args=make_args(output_dir, **options),
-        train_dataset=make_rows(soft=soft, dtype=dtype),
+        train_dataset=make_rows(soft=soft, dtype=dtype, imbalanced=imbalanced),
         eval_dataset=make_rows(eval_rows, dtype=dtype, seed=1) if eval_rows else None,
     )
     metrics = None

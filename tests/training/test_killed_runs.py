@@ -11,7 +11,9 @@ import torch
 from transformers import TrainerCallback, ViTImageProcessor
 
 from hf_vitfm import ImageClassificationTrainer
+from hf_vitfm.data.sources.stream import open_stream
 from hf_vitfm.training import checkpoints
+from tests.data.streaming import write_shards
 from tests.training.runs import make_args, make_images, make_model, read_checkpoint
 
 
@@ -129,9 +131,9 @@ def train_until(directory: str, rows, step: int | None = None, place: str = "", 
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # loader workers that have everything imported too
     trainer = ImageClassificationTrainer(
-        model=make_model(drop_path_rate=0.3, hidden_dropout_prob=0.1),
+        model=make_model(drop_path_rate=0.3, hidden_dropout_prob=0.1, num_labels=32),
         args=make_args(directory, **{**OPTIONS, **options}),
-        train_dataset=rows,
+        train_dataset=open_stream(rows, window=8) if isinstance(rows, str) else rows,
         processing_class=ViTImageProcessor(size={"height": 8, "width": 8}),
     )
     if step is not None:
@@ -157,8 +159,12 @@ def run(processes, *args, **kwargs) -> int:
     return process.exitcode
 
 
-def test_a_run_killed_ten_times_equals_one_that_was_not(processes, tmp_path):
+@pytest.mark.parametrize("is_stream", [False, True], ids=["rows", "stream"])
+def test_a_run_killed_ten_times_equals_one_that_was_not(processes, tmp_path, is_stream):
     rows = make_images()
+    if is_stream:
+        rows = str(tmp_path / "shards")
+        write_shards(tmp_path / "shards", [12, 16], "parquet")
     assert run(processes, str(tmp_path / "whole"), rows) == 0
     broken = tmp_path / "broken"
     for step, place in DEATHS:

@@ -11,6 +11,7 @@ from hf_vitfm.models.modeling_losses import classification_loss
 from hf_vitfm.training.ema import WeightAverage
 from hf_vitfm.training.lars import LARS
 from hf_vitfm.training.optimization import parameter_groups
+from hf_vitfm.training.targets import TargetScale
 from tests.training.runs import make_model, make_rows
 
 
@@ -79,3 +80,20 @@ def test_sharded_training_equals_unsharded(two_processes, tmp_path, optimizer, m
             if name.endswith("qkv.bias") and optimizer == "adamw":  # the key third has no true gradient
                 continue
             torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def restore_scale() -> dict[str, torch.Tensor]:
+    model = make_model(torch.float64)
+    torch.nn.init.normal_(model.classifier.bias)
+    if dist.is_initialized():
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+        assert isinstance(model.classifier.weight, DTensor)
+    TargetScale([1.0, -2.0, 3.0], [0.5, 20.0, 1e3]).restore(model)
+    return get_model_state_dict(model, options=WHOLE)
+
+
+def test_a_sharded_head_gets_the_unit_of_the_data(two_processes):
+    expected = restore_scale()
+    for found in two_processes.run(restore_scale):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=0, msg=name)

@@ -61,12 +61,39 @@ def test_two_processes_equal_one_with_adamw_and_smoothing(two_processes, tmp_pat
     assert_equal_runs(runs, reference, 1e-10, skip_key_bias=True)
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_two_processes_equal_one_with_class_weights(two_processes, tmp_path, soft):
+    options = {"class_weights": "balanced", "imbalanced": True, "soft": soft}
+    reference = train(tmp_path, **options)
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    runs = two_processes.run(train, str(tmp_path), **options, **split)
+    assert_equal_runs(runs, reference, 1e-10)
+
+
 def test_evaluation_shards_rows_exactly(two_processes, tmp_path):
     reference = train(tmp_path, eval_rows=13, per_device_eval_batch_size=4)["metrics"]
     for run in two_processes.run(train, str(tmp_path), eval_rows=13, per_device_eval_batch_size=4):
         metrics = run["metrics"]
         np.testing.assert_allclose(metrics.pop("predictions"), reference["predictions"], rtol=1e-10, atol=1e-12)
         assert metrics == pytest.approx({key: reference[key] for key in metrics}, rel=1e-6)
+
+
+def evaluate_several_labels(output_dir) -> dict:
+    from hf_vitfm import ImageClassificationTrainer
+    from tests.training.runs import make_args, make_model, make_rows
+
+    rows = [{**row, "label": [i % 2, float(i % 3 == 0), 1.0]} for i, row in enumerate(make_rows(13))]
+    rows[4]["label"][1] = float("nan")
+    args = make_args(output_dir, per_device_eval_batch_size=4)
+    model = make_model(problem_type="multi_label_classification")
+    metrics = ImageClassificationTrainer(model=model, args=args, eval_dataset=rows).evaluate()
+    return {name: metrics[f"eval_{name}"] for name in ("loss", "mean_average_precision", "micro_f1", "macro_f1")}
+
+
+def test_several_labels_are_measured_over_both_processes(two_processes, tmp_path):
+    reference = evaluate_several_labels(tmp_path)
+    for metrics in two_processes.run(evaluate_several_labels, str(tmp_path)):
+        assert metrics == pytest.approx(reference, rel=1e-6)
 
 
 def keep_incomplete_batches(output_dir) -> str:

@@ -1,0 +1,93 @@
+"""Metrics of models that say of every class, on its own, whether it is in the image.
+
+Rows whose targets hold a NaN are not labelled and left out. All shares are fractions in 0..1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.modeling_losses import classification_loss, known_rows
+from .metrics import unique_names
+
+
+def multi_label_metrics(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict:
+    """Compute the reported numbers from the logits of a whole evaluation set.
+
+    A class counts as predicted when its probability, the sigmoid of its logit, is above 0.5.
+
+    Args:
+        logits: (rows, classes), any floating-point type.
+        targets: (rows, classes) of 0 and 1; a row with a NaN is left out.
+        class_names: one name per class. Of names that occur twice, all carry their index in the result.
+
+    Returns:
+        `loss` (mean binary cross entropy over rows and classes, nats), `mean_average_precision` (mean over the classes
+        that have a positive row), `micro_f1` (of all decisions in one pot), `macro_f1` (mean over all classes; 0 for a
+        class that neither occurs nor is predicted, as in scikit-learn) and `per_class` (name -> average precision, None
+        for a class without a positive row). `mean_average_precision` is None if no class has one.
+
+    Raises:
+        ValueError: if the shapes do not fit, no row is labelled, or a target is neither 0 nor 1.
+    """
+    logits, targets = _check(torch.as_tensor(logits), torch.as_tensor(targets), len(class_names))
+    loss = classification_loss(logits, targets, "multi_label_classification").item()
+    scores, truth = logits.numpy(), targets.numpy() == 1
+    precisions = [average_precision(scores[:, k], truth[:, k]) for k in range(len(class_names))]
+    known = [value for value in precisions if value is not None]
+
+    predicted = scores > 0
+    hits, mistakes = (predicted & truth).sum(axis=0), (predicted ^ truth).sum(axis=0)
+    f1 = 2 * hits / np.maximum(2 * hits + mistakes, 1)
+    return {
+        "loss": loss,
+        "mean_average_precision": float(np.mean(known)) if known else None,
+        "micro_f1": float(2 * hits.sum() / max(2 * hits.sum() + mistakes.sum(), 1)),
+        "macro_f1": float(f1.mean()),
+        "per_class": dict(zip(unique_names(class_names), precisions, strict=True)),
+    }
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """Area under the steps of the precision-recall curve: the mean, over the positive rows, of the precision there.
+
+    Rows of equal score enter together, so their order cannot matter. A NaN comes last among the positive rows and first
+    among the others: a model that has diverged is not rewarded.
+
+    Args:
+        scores: (rows,) any monotonous function of the probability.
+        truth: (rows,) booleans.
+
+    Returns:
+        A fraction in 0..1, or None without a positive row.
+    """
+    if not truth.any():
+        return None
+    scores = np.where(np.isnan(scores), np.where(truth, -np.inf, np.inf), scores)
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(truth[order])
+    # Only the last row of each run of equal scores is a threshold.
+    ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
+    precision = hits[ends] / (ends + 1)
+    return float(np.sum(np.diff(hits[ends], prepend=0) * precision) / hits[-1])
+
+
+def _check(logits: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the labelled rows as float64 on the CPU, or say what is wrong."""
+    if logits.ndim != 2 or logits.shape[1] != num_classes or targets.shape != logits.shape:
+        raise ValueError(
+            f"`logits` and `targets` must have the shape (rows, {num_classes}), one column per class; got "
+            f"{tuple(logits.shape)} and {tuple(targets.shape)}. Pass multi-hot targets."
+        )
+    kept = known_rows(targets)
+    if not kept.any():
+        raise ValueError("No row has a target without NaN; at least one is needed. Check the evaluation set.")
+    logits, targets = logits[kept].detach().cpu().double(), targets[kept].detach().cpu().double()
+    if not ((targets == 0) | (targets == 1)).all():
+        raise ValueError(
+            f"`targets` must be 0 or 1 for several labels; got values from {targets.min():g} to {targets.max():g}. "
+            'Soft targets of one class are `problem_type="single_label_classification"`.'
+        )
+    return logits, targets

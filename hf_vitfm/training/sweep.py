@@ -1,0 +1,113 @@
+"""Several runs of one recipe: learning rates compared on held-out training images, then seeds with the best of them."""
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..cards.redact import redact_command
+from .checkpoints import last_checkpoint
+
+
+START_FILE = "started.json"  # in the folder of a run: which command it was started with
+NEW, INTERRUPTED, FINISHED, FOREIGN = "new", "interrupted", "finished", "foreign"
+
+
+@dataclass
+class SweepArguments:
+    """The protocol of the ViT paper's Table 4: a grid of learning rates, then several seeds."""
+
+    learning_rates: list[float] = field(
+        default_factory=list, metadata={"help": "compared on held-out training images; a single one is taken as it is"}
+    )
+    grid_holdout: float = field(
+        default=0.1, metadata={"help": "share of the training images, or number, that is held out for the comparison"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of the final runs"})
+
+    def __post_init__(self):
+        rates, seeds = self.learning_rates, self.seeds
+        if not rates or not all(isinstance(rate, (int, float)) and 0 < rate < math.inf for rate in rates):
+            raise ValueError(f"`learning_rates` must be one or more numbers above 0; got {rates!r}.")
+        if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+            raise ValueError(f"`seeds` must be one or more integers, 0 or above; got {seeds!r}.")
+        if len(set(rates)) < len(rates) or len(set(seeds)) < len(seeds):
+            raise ValueError(f"`learning_rates` and `seeds` must differ among themselves; got {rates} and {seeds}.")
+        if not self.grid_holdout > 0:
+            raise ValueError(f"`grid_holdout` must be a share in (0, 1) or a number of rows; got {self.grid_holdout}.")
+
+
+def choose_learning_rate(scores: Mapping[float, float | None]) -> float:
+    """The learning rate with the highest score; of equal ones the smallest.
+
+    Args:
+        scores: by learning rate; None for a run that diverged.
+
+    Raises:
+        ValueError: if all diverged.
+    """
+    finite = {rate: score for rate, score in scores.items() if score is not None}
+    if not finite:
+        raise ValueError(
+            f"Training diverged with every learning rate of {', '.join(map(str, scores))}. Add smaller ones to "
+            "`learning_rates`."
+        )
+    return max(finite, key=lambda rate: (finite[rate], -rate))
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep, in a folder of its own, which can be found again after a kill.
+
+    Args:
+        directory: the run's output folder.
+        script: path of the recipe's script.
+        argv: its command line, without the output folder.
+        settings: everything else that the run depends on (the content of its configuration file).
+    """
+
+    directory: Path
+    script: str
+    argv: tuple[str, ...]
+    settings: Mapping
+
+    @property
+    def arguments(self) -> list[str]:
+        """The whole command line of the script."""
+        return [*self.argv, "--output_dir", str(self.directory)]
+
+    @property
+    def command(self) -> str:
+        """The command as typed, without private paths."""
+        return redact_command(shlex.join(["python", self.script, *self.arguments]))
+
+    def find_state(self) -> str:
+        """NEW, INTERRUPTED (a checkpoint is there), FINISHED, or FOREIGN: the folder holds something else."""
+        start = self.directory / START_FILE
+        if not self.directory.exists() or not any(self.directory.iterdir()):
+            return NEW
+        if not start.is_file() or start.read_text(encoding="utf-8") != self._start():
+            return FOREIGN
+        if (self.directory / "run.json").is_file():  # written last
+            return FINISHED
+        return INTERRUPTED if last_checkpoint(self.directory) else NEW
+
+    def mark_start(self) -> None:
+        """Note in the folder which run it belongs to."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / START_FILE).write_text(self._start(), encoding="utf-8")
+
+    def _start(self) -> str:
+        # A digest, since options may hold private paths, and to notice a configuration file that was changed.
+        content = json.dumps([list(self.argv), dict(self.settings)], sort_keys=True, default=str)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return json.dumps({"command": self.command, "settings": digest}, indent=2) + "\n"
+
+    def read_results(self) -> dict:
+        """What a finished run left: numbers of all_results.json under their names, and its `dataset`."""
+        results = json.loads((self.directory / "all_results.json").read_text(encoding="utf-8"))
+        run = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        return {**results, "dataset": run["dataset"]}
