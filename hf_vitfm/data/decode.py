@@ -35,6 +35,8 @@ def decode_image(source: Any, name: str | None = None) -> Image.Image:
         TypeError: if `source` is something else.
     """
     name, source = _name(source, name), _content(source)
+    if not isinstance(source, Image.Image | bytes | bytearray | memoryview | str | Path | None):
+        raise TypeError(f"an image must be bytes, a path, a dictionary of these or a PIL image; got {type(source)}.")
     try:
         if isinstance(source, Image.Image):
             source.load()
@@ -42,7 +44,7 @@ def decode_image(source: Any, name: str | None = None) -> Image.Image:
         with _open(source) as file, Image.open(file) as image:
             image.load()
         return _upright(image)
-    except (MemoryError, TypeError):
+    except MemoryError:
         raise
     except (
         Exception
@@ -72,8 +74,6 @@ def _open(source: Any) -> Any:
         if len(source) == 0:
             raise ValueError("it is empty (0 bytes)")
         return io.BytesIO(source)
-    if not isinstance(source, str | Path):
-        raise TypeError(f"an image must be bytes, a path, a dictionary of these or a PIL image; got {type(source)}.")
     if "://" in str(source):
         import fsspec  # it comes with huggingface_hub
 

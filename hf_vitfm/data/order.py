@@ -6,6 +6,7 @@ Nothing here consumes the global random state, so crops and flips do not depend 
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,16 @@ class ImageView(Dataset):
             f"row {int(index)} is bad, and so are {_ATTEMPTS} others taken in its place: {len(self.bad_indices())} of "
             f"{len(self)} rows were found bad so far. Repair the data set."
         )
+
+
+def in_memory(rows: Sequence[dict]) -> list[dict]:
+    """Decode all images once; one that cannot be decoded stays as it is stored, for `ImageView` to deal with."""
+    view = ImageView(rows, None)
+    kept = [dict(view.rows[index]) for index in range(len(rows))]
+    for index, row in enumerate(kept):
+        with suppress(BadImageError):
+            row["image"] = view._image(row["image"], index)
+    return kept
 
 
 def _undecoded(rows: Sequence[dict]) -> Sequence[dict]:

@@ -26,6 +26,9 @@ from .shards import ParquetShard, TarShard
 
 logger = logging.getLogger(__name__)
 
+# Rows read at once in an evaluation. Its workers take turns with batches, so each reads only parts of what lies together.
+_RUN = 32
+
 # Runs of rows that lie together: (shard, first row, last row + 1), rows counted within the shard.
 Window = tuple[tuple[int, int, int], ...]
 
@@ -100,10 +103,10 @@ class StreamRows(Dataset):
         return self._loaded[1][int(index)]
 
     def _window_of(self, row: int) -> Window:
-        """The window of a row in the order of the shards, as an evaluation reads them."""
+        """The run around a row in the order of the shards, as an evaluation reads them."""
         shard = bisect_right(self.starts, row) - 1
-        start = (row - self.starts[shard]) // self.window * self.window
-        return ((shard, start, min(start + self.window, self.shards[shard].num_rows)),)
+        start = (row - self.starts[shard]) // _RUN * _RUN
+        return ((shard, start, min(start + _RUN, self.shards[shard].num_rows)),)
 
     def _load(self, window: Window) -> None:
         previous = None if self._loaded is None else self._loaded[0][-1][0]

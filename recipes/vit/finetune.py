@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor, pip
 
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification, load_image_processor
 from hf_vitfm.data.decode import BadImageError
-from hf_vitfm.data.order import ImageView
+from hf_vitfm.data.order import ImageView, in_memory
 from hf_vitfm.models.modeling_embeddings import as_pair
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict:
         scale.heads(model)  # a model without one is an error now rather than after the training
         train_rows, eval_rows = scale.standardize(train_rows), scale.standardize(eval_rows)
     if data_args.keep_in_memory:
-        train_rows, eval_rows = list(train_rows), list(eval_rows)
+        train_rows, eval_rows = in_memory(train_rows), in_memory(eval_rows)
     trainer = ImageClassificationTrainer(
         model=model,
         args=training_args,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_vitfm.data.collators import collate_labelled
 from hf_vitfm.data.decode import BadImageError
-from hf_vitfm.data.order import EpochOrder, ImageView
+from hf_vitfm.data.order import EpochOrder, ImageView, in_memory
 from hf_vitfm.data.transforms import _ToTensor
 from tests.data.images import encode, grey_png
 
@@ -153,6 +153,15 @@ def test_a_bad_row_is_logged_once(caplog):
         for epoch in range(3):
             view[epoch, 2]
     assert sum("row 2 cannot be decoded" in record.message for record in caplog.records) == 1
+
+
+def test_images_kept_in_memory_are_decoded_once_but_the_bad_ones():
+    kept = in_memory(rows_of_datasets())
+    assert [isinstance(row["image"], Image.Image) for row in kept] == [i not in BAD for i in range(12)]
+    with pytest.raises(BadImageError, match="^row 5 cannot be decoded: it is not an image"):
+        ImageView(kept, still)[5]
+    lazily, at_once = (ImageView(rows, to_tensor, 4, on_bad_image="skip") for rows in (rows_of_datasets(), kept))
+    assert all(torch.equal(lazily[0, i]["pixel_values"], at_once[0, i]["pixel_values"]) for i in range(12))
 
 
 def test_an_unknown_choice_is_refused():

@@ -145,6 +145,23 @@ def test_a_bad_file_is_named_by_its_path(tmp_path):
         decode_image(Image.open(tmp_path / "a.jpg"))
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of half of them
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm"])
+def test_whatever_is_wrong_with_a_file_is_one_kind_of_error(kind):
+    whole = encode(noise(24, 24), kind)
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole[: generator.integers(1, len(whole) + 1)])
+        for place in generator.integers(0, min(len(data), 200), 3):
+            data[place] = generator.integers(0, 256)
+        try:
+            assert decode_image(bytes(data)).size
+        except BadImageError:
+            refused += 1
+    assert refused > 10
+
+
 def test_something_else_is_a_type_error():
     with pytest.raises(TypeError, match="bytes, a path"):
         decode_image(3)

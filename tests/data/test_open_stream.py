@@ -1,10 +1,18 @@
 """Shards are found in folders, by patterns, behind URLs and on the Hub."""
 
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import fsspec
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from hf_vitfm.data.datasets import label_names
+from hf_vitfm.data.order import ImageView
 from hf_vitfm.data.sources.stream import expand_braces, find_shards, open_stream
+from hf_vitfm.data.streams import StreamOrder
 from tests.data.images import write_tar
 from tests.data.streaming import write_shards
 
@@ -53,6 +61,55 @@ def test_urls_go_through_fsspec(tmp_path):
     assert labels(open_stream("memory://stream")) == [0, 1, 2, 3, 4]
     assert labels(open_stream("memory://stream/data/train-{000..001}.parquet")) == [0, 1, 2, 3, 4]
     assert labels(open_stream("memory://stream/data/*-001.parquet")) == [2, 3, 4]
+
+
+class RangeHandler(BaseHTTPRequestHandler):
+    """Serves files by ranges of bytes, as every large host of data does."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        file = self.server.folder / self.path.lstrip("/")
+        if not file.is_file():
+            return self.send_error(404)
+        data, asked = file.read_bytes(), re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        size = len(data)
+        if asked:
+            start, end = int(asked[1]), min(int(asked[2] or size), size - 1)
+            data = data[start : end + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def server(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler) as running:
+        running.folder = tmp_path
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_loader_workers_read_from_a_web_server(tmp_path, server, kind):
+    write_shards(tmp_path, [5, 4], kind)
+    rows = open_stream(f"{server}/train-{{000..001}}.{kind}", window=3)
+    assert labels(rows) == list(range(9))
+    view = ImageView(rows, lambda image: torch.tensor(image.width), seed=0)
+    order = StreamOrder(rows, 0, micro_batch=1, global_batch=1, workers=2)
+    loader = DataLoader(view, sampler=order, batch_size=1, num_workers=2, timeout=60)
+    assert sorted(int(batch["label"]) for batch in loader) == list(range(9))
+    with pytest.raises(FileNotFoundError, match="train-002"):
+        open_stream(f"{server}/train-{{001..002}}.{kind}")
 
 
 def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch):

@@ -180,6 +180,15 @@ def test_a_resume_reads_the_rest_and_no_more_than_a_window_per_reader(tmp_path, 
     assert left * len(picture(0)) <= counts["bytes"] <= (left + 2 * 8) * size
 
 
+def test_workers_of_an_evaluation_do_not_all_read_everything(tmp_path, monkeypatch):
+    rows = StreamRows(open_shards(write_shards(tmp_path / "shards", [256])), window=256)
+    counts = count_reads(monkeypatch)
+    for worker in range(2):
+        rows._loaded = None
+        [rows[i] for i in range(256) if i // 64 % 2 == worker]
+    assert counts["bytes"] < 1.25 * 256 * len(picture(0))
+
+
 def test_bad_images_are_replaced_from_the_window_at_hand(tmp_path, monkeypatch):
     write_tar(tmp_path / "train.tar", {f"{i}.png": b"" if i in (3, 20) else picture(i) for i in range(32)})
     rows = StreamRows(open_shards([str(tmp_path / "train.tar")]), window=8)

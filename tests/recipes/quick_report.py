@@ -9,6 +9,7 @@ import pytest
 def report(trainer, dataset: dict, run: dict) -> dict:
     """What `report_classification` leaves, but for the card and its pictures; for one process."""
     metrics = trainer.evaluate()
+    metrics["eval_samples"] = len(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     trainer.save_model()
     Path(trainer.args.output_dir, "run.json").write_text(json.dumps({**run, "dataset": dataset}))

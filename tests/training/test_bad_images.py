@@ -12,7 +12,7 @@ from tests.data.images import encode, noise
 from tests.training.runs import make_args, make_model
 
 
-BAD = (3, 4, 17)
+BAD = (3, 4, 12)  # in evaluation the first two are of one process, the third of the other
 
 
 def make_rows(bad=BAD):
@@ -55,13 +55,13 @@ def train(output_dir, on_bad_image="skip", train_rows=None, eval_rows=None, **op
 
 
 def test_by_default_a_bad_image_stops_the_run(tmp_path):
-    with pytest.raises(BadImageError, match=r"row (3|4|17) \((3|4|17)\.png\) cannot be decoded: it is empty"):
+    with pytest.raises(BadImageError, match=r"row (3|4|12) \((3|4|12)\.png\) cannot be decoded: it is empty"):
         train(tmp_path, on_bad_image="error")
 
 
 def test_skipped_images_are_reported_and_left_out_of_the_metrics(tmp_path):
     result = train(tmp_path, dataloader_num_workers=2)
-    names = "row 3 (3.png), row 4 (4.png), row 17 (17.png)"
+    names = "row 3 (3.png), row 4 (4.png), row 12 (12.png)"
     assert result["reports"] == [
         f"3 of 24 images were skipped in training: {names}",
         f"3 of 24 images were skipped in evaluation: {names}",
