@@ -1,100 +1,36 @@
 """Configuration of the Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-Field names are those of transformers' `ViTConfig` where both have a field. The class has a name of its own because
-transformers' Auto classes look configurations up by class name.
+The class has a name of its own because transformers' Auto classes look configurations up by class name.
 """
 
-import difflib
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import logging
+
+from .configuration_base import VitfmVisionConfig
 
 
 logger = logging.get_logger(__name__)
 
-# Table 1 of the paper; Ti and S as in DeiT (Touvron et al. 2021, Table 1) and "How to train your ViT".
-VARIANTS = {
-    "Ti": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
-    "S": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
-    "B": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "L": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "H": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120},
-}
-
 # transformers declares these, but does not check them in its subclasses.
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
-# Keys that transformers itself puts into a config.json or a constructor call without declaring them as fields.
-TRANSFORMERS_KEYS = {
-    "model_type",
-    "num_labels",
-    "torch_dtype",
-    "name_or_path",
-    "_name_or_path",
-    "_commit_hash",
-    "attn_implementation",
-    "experts_implementation",
-    "output_attentions",
-    "per_layer_config",
-    "auto_map",
-    "use_cache",
-    "quantization_config",
-}
-
-
-def parse_variant(variant: str) -> dict:
-    """Turn a name such as "B/16" into configuration fields.
-
-    Args:
-        variant: letter(s) of the size, slash, patch size in pixels.
-
-    Raises:
-        ValueError: if the size is unknown or the patch size is not a positive integer.
-    """
-    size, _, patch = str(variant).partition("/")
-    if size not in VARIANTS or not patch.isdigit() or int(patch) == 0:
-        raise ValueError(
-            f"`variant` must be a size of {', '.join(VARIANTS)}, a slash and a patch size in pixels; got {variant!r}. "
-            "Write for example 'B/16' or 'H/14'."
-        )
-    return {**VARIANTS[size], "patch_size": int(patch)}
-
 
 @strict
-class VitfmViTConfig(PreTrainedConfig):
+class VitfmViTConfig(VitfmVisionConfig):
     """Architecture, regularisation and head of a Vision Transformer.
 
     Args:
-        hidden_size: width D of the tokens.
-        num_hidden_layers: encoder layers.
-        num_attention_heads: heads; must divide `hidden_size`.
-        intermediate_size: width of the MLP's hidden layer.
-        hidden_act: activation of the MLP, a name of transformers' ACT2FN ("gelu" is the exact, erf form).
-        hidden_dropout_prob: dropout after every dense layer except qkv and after the position embeddings (paper, B.1).
-        attention_probs_dropout_prob: dropout on attention weights; 0 in all of the paper's models.
-        initializer_range: standard deviation of the truncated normal initialisation.
-        layer_norm_eps: 1e-6 as in the paper's code and timm (transformers' ViT has 1e-12).
-        image_size: pixels, one number or (height, width).
-        patch_size: pixels, one number or (height, width); must divide `image_size`.
-        num_channels: channels of the image.
-        qkv_bias: whether query, key and value have a bias.
         pooling: "cls" = class token after the final norm (paper); "mean" = mean of the patch tokens, then a norm of its
             own, no final norm (as MAE fine-tuning has it); "none" = no pooled output (base model only).
         use_class_token: False leaves the class token out ("mean" or "none" pooling only).
-        num_register_tokens: learned tokens without positions (Darcet et al. 2024).
         use_distillation_token: a second class token with a head of its own (DeiT); logits are the mean of both heads.
-        drop_path_rate: stochastic depth, 0 at the first layer rising linearly to this rate at the last, in [0, 1).
         patch_dropout: share of patches left out during training, before they are embedded, in [0, 1).
-        layer_scale_init_value: initial LayerScale (CaiT), None for none.
-        position_embedding_type: "learned", or "sincos" = fixed 2-D sine-cosine table.
-        position_interpolation: how positions are resized to another grid: "bicubic" (transformers, MAE, DeiT),
-            "bicubic_antialias" (timm), "bilinear" (timm's .npz loader), "bilinear_align_corners" (the paper's JAX code).
         representation_size: width of the pre-logits layer with tanh (pre-training head of the paper), None for none.
         weight_init: "trunc_normal" (timm, transformers) or "jax" (the paper's code: Xavier uniform, zero class token).
         head_init: "zeros" (the paper's fine-tuning) or "trunc_normal" with standard deviation 2e-5 (MAE's).
+        **fields: those of the encoder, see `VitfmVisionConfig`.
 
     Raises:
         ValueError: unknown fields, or values that do not fit each other.
@@ -102,68 +38,20 @@ class VitfmViTConfig(PreTrainedConfig):
 
     model_type = "vitfm_vit"
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-6
-    image_size: int | list[int] | tuple[int, int] = 224
-    patch_size: int | list[int] | tuple[int, int] = 16
-    num_channels: int = 3
-    qkv_bias: bool = True
     pooling: Literal["cls", "mean", "none"] = "cls"
     use_class_token: bool = True
-    num_register_tokens: int = 0
     use_distillation_token: bool = False
-    drop_path_rate: float | int = 0.0
     patch_dropout: float | int = 0.0
-    layer_scale_init_value: float | None = None
-    position_embedding_type: Literal["learned", "sincos"] = "learned"
-    position_interpolation: Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_align_corners"] = "bicubic"
     representation_size: int | None = None
     weight_init: Literal["trunc_normal", "jax"] = "trunc_normal"
     head_init: Literal["zeros", "trunc_normal"] = "zeros"
-    vitfm_format_version: int = 1
 
     @classmethod
-    def from_variant(cls, variant: str, **fields) -> "VitfmViTConfig":
-        """Build a configuration of the paper's Table 1 (or Ti, S) by name.
+    def _without_invalid(cls, saved: dict, fields: dict) -> dict:
+        """Another number of labels makes a new head, so it drops the old names and a pre-logits layer (section 3.2).
 
-        Args:
-            variant: such as "B/16"; parameter counts at 224 px with 1,000 classes are exact, for example 86,567,656 for
-                B/16 and 304,326,632 for L/16 (which the paper rounds to "307M").
-            **fields: any other field, such as `image_size` or `num_labels`.
+        The pre-logits layer stays if `representation_size` is given too.
         """
-        return cls(**{**parse_variant(variant), **fields})
-
-    @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        """Read a saved dictionary; a key that this version does not know is left out, with a warning.
-
-        Fields among the keywords replace saved ones and are checked with them. Another number of labels makes a new
-        head, so it drops a pre-logits layer (ViT paper, section 3.2), unless `representation_size` is given too.
-        """
-        unknown = cls._unknown(config_dict)
-        if unknown:
-            logger.warning(
-                f"The saved configuration has fields that this version does not know and leaves out: {', '.join(unknown)}."
-            )
-        saved = {key: value for key, value in config_dict.items() if key not in unknown}
-        fields = {name: kwargs.pop(name) for name in cls.field_names() if name in kwargs}
-        return super().from_dict({**cls._fit_labels(saved, fields), **fields}, **kwargs)
-
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """The keywords of `from_pretrained` that are fields of the configuration; `dtype` is the loading's own."""
-        return [*(name for name in cls.__dataclass_fields__ if name != "dtype"), "num_labels", "output_attentions"]
-
-    @staticmethod
-    def _fit_labels(saved: dict, fields: dict) -> dict:
-        """The saved fields without those that a new number of labels, or new names, make invalid."""
         saved, old, names = dict(saved), saved.get("id2label"), fields.get("id2label")
         num_old = saved.get("num_labels", 2) if old is None else len(old)  # transformers' default of 2 is not saved
         num_new = fields.get("num_labels", num_old) if names is None else len(names)
@@ -175,73 +63,16 @@ class VitfmViTConfig(PreTrainedConfig):
             saved["representation_size"] = None
         return saved
 
-    @property
-    def output_attentions(self) -> bool | None:
-        """Whether models return attention weights; unlike transformers' they do with every attention function."""
-        return self._output_attentions
-
-    @output_attentions.setter
-    def output_attentions(self, value: bool | None):
-        self._output_attentions = value
-
-    def validate_output_attentions(self):
-        """Nothing to refuse, see `output_attentions`."""
-
-    @classmethod
-    def _unknown(cls, names) -> list[str]:
-        return sorted(set(names) - set(cls.__dataclass_fields__) - TRANSFORMERS_KEYS)
-
     def __post_init__(self, **kwargs):
-        unknown = self._unknown(kwargs)
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], self.field_names(), n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else " The fields are listed in the class's docstring."
-            raise ValueError(f"{type(self).__name__} has no field `{unknown[0]}`.{hint}")
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: i for i, name in self.id2label.items()}
-        self._check_sizes()
-        self._check_tokens()
-        self._check_head()
-
-    def _check_sizes(self):
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` must be divisible by `num_attention_heads`; got {self.hidden_size} and "
-                f"{self.num_attention_heads}. Choose a number of heads that divides the width."
-            )
-        for name in ("image_size", "patch_size"):
-            size = getattr(self, name)
-            if not isinstance(size, int) and len(size) != 2:
-                raise ValueError(f"`{name}` must be one number or (height, width); got {size!r}.")
-            setattr(self, name, size if isinstance(size, int) else tuple(size))  # JSON makes lists of tuples
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
-        if min(height, width, patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
-            raise ValueError(
-                f"`image_size` must be a multiple of `patch_size`; got {height}x{width} pixels and patches of "
-                f"{patch_height}x{patch_width}. The nearest image size that fits is "
-                f"{max(1, round(height / max(1, patch_height))) * patch_height}x"
-                f"{max(1, round(width / max(1, patch_width))) * patch_width}."
-            )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}.")
-
-    def _check_tokens(self):
-        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout")
-        for name in rates:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}.")
+        self._check_shares("patch_dropout")
         if self.pooling == "cls" and not self.use_class_token:
             raise ValueError('`pooling="cls"` needs a class token; set `use_class_token=True` or `pooling="mean"`.')
         if self.use_distillation_token and not (self.use_class_token and self.pooling == "cls"):
             raise ValueError('`use_distillation_token` needs `use_class_token=True` and `pooling="cls"`.')
-        if self.position_embedding_type == "sincos" and self.hidden_size % 4:
-            raise ValueError(f"2-D sine-cosine positions need a `hidden_size` divisible by 4; got {self.hidden_size}.")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"`num_register_tokens` must not be negative; got {self.num_register_tokens}.")
+        self._check_head()
 
     def _check_head(self):
         if self.id2label is not None and sorted(self.id2label) != list(range(len(self.id2label))):
@@ -256,7 +87,3 @@ class VitfmViTConfig(PreTrainedConfig):
                 f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, or None to tell it from the labels; "
                 f"got {self.problem_type!r}."
             )
-
-
-def _pair(size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
