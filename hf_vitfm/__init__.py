@@ -11,20 +11,26 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForPreTraining,
     ViTImageProcessor,
     ViTImageProcessorPil,
 )
 
+from .models.configuration_mae import VitfmMAEConfig as MAEConfig
 from .models.configuration_vit import VitfmViTConfig as ViTConfig
+from .models.modeling_mae import MAEForPreTraining, MAEModel
 from .models.modeling_vit import ViTForImageClassification, ViTModel
 from .version import __version__
 
 
-AutoConfig.register(ViTConfig.model_type, ViTConfig)
-AutoImageProcessor.register(
-    ViTConfig, image_processor_classes={"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
-)
+for _config in (MAEConfig, ViTConfig):
+    AutoConfig.register(_config.model_type, _config)
+    AutoImageProcessor.register(
+        _config, image_processor_classes={"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
+    )
+AutoModel.register(MAEConfig, MAEModel)
 AutoModel.register(ViTConfig, ViTModel)
+AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining)
 AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification)
 
 _LAZY = {
@@ -39,7 +45,9 @@ _LAZY = {
     "open_stream": "data.sources.stream",
 }
 
-__all__ = sorted(["ViTConfig", "ViTForImageClassification", "ViTModel", "__version__", *_LAZY])
+_MODELS = ("MAEConfig", "MAEForPreTraining", "MAEModel", "ViTConfig", "ViTForImageClassification", "ViTModel")
+
+__all__ = sorted([*_MODELS, "__version__", *_LAZY])
 
 
 def __getattr__(name: str):

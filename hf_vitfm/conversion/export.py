@@ -4,11 +4,15 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
-from . import transformers_vit
+from . import transformers_mae, transformers_vit
 
 
-WRITERS = {("transformers", VitfmViTConfig.model_type): transformers_vit.write}
+WRITERS = {
+    ("transformers", VitfmMAEConfig.model_type): transformers_mae.write,
+    ("transformers", VitfmViTConfig.model_type): transformers_vit.write,
+}
 
 
 def export_checkpoint(model, directory, format: str = "transformers") -> Path:

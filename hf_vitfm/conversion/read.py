@@ -2,11 +2,21 @@
 
 from torch import Tensor
 
-from . import transformers_vit
+from ..models.modeling_mae import MAEPreTrainedModel
+from ..models.modeling_vit import ViTPreTrainedModel
+from . import transformers_mae, transformers_vit
 from .files import read_state_dict
 
 
-READERS = {transformers_vit.MODEL_TYPE: transformers_vit.read}
+# Which of our models a format can become, and by what. MAE's encoder is a ViT, so a ViT takes it from an MAE.
+READERS = {
+    ViTPreTrainedModel: {
+        transformers_vit.MODEL_TYPE: transformers_vit.read,
+        transformers_mae.MODEL_TYPE: transformers_mae.read_encoder,
+        transformers_mae.OUR_MODEL_TYPE: transformers_mae.read_our_encoder,
+    },
+    MAEPreTrainedModel: {transformers_mae.MODEL_TYPE: transformers_mae.read},
+}
 
 
 def read_checkpoint(model_class: type, source, saved: dict, **where) -> tuple[dict, dict[str, Tensor]]:
@@ -25,11 +35,12 @@ def read_checkpoint(model_class: type, source, saved: dict, **where) -> tuple[di
         ValueError: if the format is not known, or the weights do not match their configuration.
     """
     model_type = saved.get("model_type")
-    if model_type not in READERS:
+    readers = next((readers for base, readers in READERS.items() if issubclass(model_class, base)), {})
+    if model_type not in readers:
         found = f"`model_type` {model_type!r}" if model_type else "no config.json with a `model_type`"
         raise ValueError(
             f"{model_class.__name__} cannot read {str(source)!r}: {found}. Readable are folders and Hub repositories "
             f"that this library saved ({model_class.config_class.model_type!r}) or with `model_type` "
-            f"{', '.join(repr(name) for name in READERS)} (transformers)."
+            f"{', '.join(repr(name) for name in readers)}."
         )
-    return READERS[model_type](model_class, saved, read_state_dict(source, **where))
+    return readers[model_type](model_class, saved, read_state_dict(source, **where))

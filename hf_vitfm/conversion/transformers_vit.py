@@ -66,7 +66,8 @@ _NEW_NAMES = (
 )
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """The name that files on the Hub have for a parameter of transformers' encoder."""
     name = name.removeprefix("vit.")
     for pattern, replacement in _NEW_NAMES:
         name = re.sub(pattern, replacement, name)
@@ -81,7 +82,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     """
     theirs = transformers.ViTConfig.from_dict(saved)  # fills in the defaults that a config.json leaves out
     config = {name: getattr(theirs, name) for name in SHARED_FIELDS}
-    state_dict = {_file_name(name): tensor for name, tensor in state_dict.items()}
+    state_dict = {file_name(name): tensor for name, tensor in state_dict.items()}
     is_base = issubclass(model_class, ViTModel)
     if not is_base:
         state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("pooler.")}

@@ -193,7 +193,7 @@ class VitfmVisionConfig(PreTrainedConfig):
             if not isinstance(size, int) and len(size) != 2:
                 raise ValueError(f"`{name}` must be one number or (height, width); got {size!r}.")
             setattr(self, name, size if isinstance(size, int) else tuple(size))  # JSON makes lists of tuples
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        (height, width), (patch_height, patch_width) = as_pair(self.image_size), as_pair(self.patch_size)
         if min(height, width, patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
             raise ValueError(
                 f"`image_size` must be a multiple of `patch_size`; got {height}x{width} pixels and patches of "
@@ -205,5 +205,6 @@ class VitfmVisionConfig(PreTrainedConfig):
             raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}.")
 
 
-def _pair(size) -> tuple[int, int]:
+def as_pair(size) -> tuple[int, int]:
+    """One number or (height, width) -> (height, width)."""
     return (size, size) if isinstance(size, int) else tuple(size)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .modeling_embeddings import VisionEmbeddings, as_pair
+from .modeling_embeddings import PositionTable, as_pair
 from .modeling_encoder import LayerScale
 
 
@@ -63,28 +63,31 @@ class VitfmPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Initialise one module's own parameters; containers without parameters are never passed here."""
-        std, jax = self.config.initializer_range, self.config.weight_init == "jax"
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            self._init_dense(module, std, jax)
+            self._init_dense(module)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
             init.constant_(module.weight, module.initial_value)
-        elif isinstance(module, VisionEmbeddings):
-            if module.config.position_embedding_type == "sincos":
-                init.copy_(module.position_embeddings, module.initial_positions())
-            else:
-                init.trunc_normal_(module.position_embeddings, std=std)
-            if module.cls_token is not None:
-                init.zeros_(module.cls_token) if jax else init.trunc_normal_(module.cls_token, std=std)
-            # Never zeros: prefix tokens that begin equal get equal gradients, and stay equal for ever.
-            for token in (module.distillation_token, module.register_tokens):
-                if token is not None:
-                    init.trunc_normal_(token, std=std)
+        elif isinstance(module, PositionTable):
+            self._init_tokens(module)
 
-    @staticmethod
-    def _init_dense(module: nn.Linear | nn.Conv2d, std: float, jax: bool) -> None:
+    def _init_tokens(self, module: PositionTable) -> None:
+        std, jax = self.config.initializer_range, self.config.weight_init == "jax"
+        if module.is_learned:
+            init.trunc_normal_(module.position_embeddings, std=std)
+        else:
+            init.copy_(module.position_embeddings, module.initial_positions())
+        if module.cls_token is not None:
+            init.zeros_(module.cls_token) if jax else init.trunc_normal_(module.cls_token, std=std)
+        # Never zeros: prefix tokens that begin equal get equal gradients, and stay equal for ever.
+        for token in (module.distillation_token, module.register_tokens):
+            if token is not None:
+                init.trunc_normal_(token, std=std)
+
+    def _init_dense(self, module: nn.Linear | nn.Conv2d) -> None:
+        std, jax = self.config.initializer_range, self.config.weight_init == "jax"
         head_init = getattr(module, "head_init", None)  # set on the leaf that is a head
         if head_init == "zeros":
             init.zeros_(module.weight)
@@ -113,7 +116,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
             image_size: pixels, one number or (height, width); a multiple of the patch size.
         """
         for module in self.modules():
-            if isinstance(module, VisionEmbeddings):
+            if isinstance(module, PositionTable):
                 module.resize(image_size)
                 module.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
 
@@ -149,7 +152,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
             config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
             config = cls.config_class.from_dict(config.to_dict(), **overrides)
-        saved_type = saved.get("position_embedding_type", "learned")
+        default = cls.config_class.__dataclass_fields__["position_embedding_type"].default
+        saved_type = saved.get("position_embedding_type", default)
         if config.position_embedding_type == "sincos" != saved_type:
             raise ValueError(
                 f"{str(source)!r} has learned positions, which `position_embedding_type='sincos'` cannot turn into the "
@@ -186,8 +190,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
     def _freeze_tables(model) -> None:
         """Freeze sine-cosine positions again, since loading makes every tensor trainable."""
         for module in model.modules():
-            if isinstance(module, VisionEmbeddings):
-                module.position_embeddings.requires_grad_(module.config.position_embedding_type == "learned")
+            if isinstance(module, PositionTable):
+                module.position_embeddings.requires_grad_(module.is_learned)
 
     @classmethod
     def _saved_config(cls, source, where: dict) -> dict:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .configuration_base import as_pair
+
 
 # Interpolation of positions by library; they differ by far more than rounding, so the name is part of a configuration.
 INTERPOLATIONS = {
@@ -15,11 +17,6 @@ INTERPOLATIONS = {
     "bilinear": {"mode": "bilinear", "align_corners": False, "antialias": False},
     "bilinear_align_corners": {"mode": "bilinear", "align_corners": True, "antialias": False},
 }
-
-
-def as_pair(size) -> tuple[int, int]:
-    """One number or (height, width) -> (height, width)."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def patch_grid(config) -> tuple[int, int]:
@@ -115,47 +112,31 @@ class PatchEmbeddings(nn.Module):
         return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
 
 
-class VisionEmbeddings(nn.Module):
-    """Patches plus positions, preceded by the prefix tokens: class, distillation, registers (registers last).
+class PositionTable(nn.Module):
+    """Position embeddings of a grid of patches behind some prefix rows, learned or fixed, and their resize.
 
-    `position_embeddings` has a row for the class and the distillation token, none for registers, then one per patch.
+    The base of what adds positions to tokens: `position_embeddings` is (1, prefix + P, D). A subclass makes it by
+    `add_positions`, at the place among its parameters where saved files have it.
     """
 
-    def __init__(self, config):
-        super().__init__()
+    def add_positions(self, config, width: int, num_prefix: int, is_learned: bool) -> None:
+        """Make the parameter for the grid of a configuration's images; it is filled by the initialisation."""
         self.config = config
-        width = config.hidden_size
-        self.patch_embeddings = PatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.use_class_token else None
-        self.distillation_token = nn.Parameter(torch.empty(1, 1, width)) if config.use_distillation_token else None
-        num_registers = config.num_register_tokens
-        self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
+        self.num_position_prefix = num_prefix
+        self.is_learned = is_learned
         self.grid = patch_grid(config)
-        num_positions = self.num_position_prefix + self.grid[0] * self.grid[1]
-        self.position_embeddings = nn.Parameter(
-            torch.empty(1, num_positions, width), requires_grad=config.position_embedding_type == "learned"
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    @property
-    def num_position_prefix(self) -> int:
-        """Prefix tokens that have a position of their own."""
-        return int(self.config.use_class_token) + int(self.config.use_distillation_token)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the first patch."""
-        return self.num_position_prefix + self.config.num_register_tokens
+        num_positions = num_prefix + self.grid[0] * self.grid[1]
+        self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, width), requires_grad=is_learned)
 
     def initial_positions(self) -> Tensor:
         """The sine-cosine table with zero rows for the prefix: (1, prefix + P, D) float32."""
-        table = sincos_positions(self.config.hidden_size, self.grid)
+        table = sincos_positions(self.position_embeddings.shape[-1], self.grid)
         return torch.cat([table.new_zeros(self.num_position_prefix, table.shape[1]), table])[None]
 
     def resize(self, image_size) -> None:
         """Resize the position embeddings for images of another size, in place of the old ones."""
         height, width = as_pair(image_size)
-        patch_height, patch_width = self.patch_embeddings.patch_size
+        patch_height, patch_width = as_pair(self.config.patch_size)
         if height % patch_height or width % patch_width:
             raise ValueError(
                 f"`image_size` must be a multiple of the patch size {patch_height}x{patch_width}; got {height}x{width}."
@@ -168,13 +149,38 @@ class VisionEmbeddings(nn.Module):
     def positions(self, grid: tuple[int, int], interpolate: bool) -> Tensor:
         """Position embeddings for a batch's grid: (1, prefix + P, D)."""
         if grid != self.grid and not interpolate:
-            size = [count * pixels for count, pixels in zip(grid, self.patch_embeddings.patch_size, strict=True)]
-            own = [count * pixels for count, pixels in zip(self.grid, self.patch_embeddings.patch_size, strict=True)]
+            patch = as_pair(self.config.patch_size)
+            size = [count * pixels for count, pixels in zip(grid, patch, strict=True)]
+            own = [count * pixels for count, pixels in zip(self.grid, patch, strict=True)]
             raise ValueError(
                 f"The images are {size[0]}x{size[1]} pixels, the model's positions are for {own[0]}x{own[1]}. Pass "
                 f"`interpolate_pos_encoding=True`, or load the model with `from_pretrained(..., image_size={size})`."
             )
         return resize_positions(self.position_embeddings, self.grid, grid, self.config.position_interpolation)
+
+
+class VisionEmbeddings(PositionTable):
+    """Patches plus positions, preceded by the prefix tokens: class, distillation, registers (registers last).
+
+    `position_embeddings` has a row for the class and the distillation token, none for registers, then one per patch.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.hidden_size
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.use_class_token else None
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, width)) if config.use_distillation_token else None
+        num_registers = config.num_register_tokens
+        self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
+        num_prefix = int(config.use_class_token) + int(config.use_distillation_token)
+        self.add_positions(config, width, num_prefix, is_learned=config.position_embedding_type == "learned")
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the first patch."""
+        return self.num_position_prefix + self.config.num_register_tokens
 
     def forward(self, pixel_values: Tensor, interpolate: bool = False, keep: Tensor | None = None) -> Tensor:
         """(B, C, height, width) -> (B, prefix + P, D), or (B, prefix + K, D) for `keep` of shape (B, K).

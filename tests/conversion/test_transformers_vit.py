@@ -102,7 +102,7 @@ def test_pooler_of_another_activation_is_refused(tmp_path):
 def test_unknown_format_is_refused_naming_what_was_found_and_what_can_be_read(tmp_path, model_class, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{message}.*'vitfm_vit'.*'vit' \(transformers\)"):
+    with pytest.raises(ValueError, match=rf"{message}.*'vitfm_vit'.*'vit', 'vit_mae'"):
         model_class.from_pretrained(tmp_path)
 
 

@@ -115,5 +115,9 @@ def test_importing_the_library_changes_nothing_for_transformers_own_models():
     assert all(mapping.pop("added") == {} for mapping in before["auto"].values())
     added = {name: mapping.pop("added") for name, mapping in after["auto"].items()}
     assert after == before
-    ours = "hf_vitfm.models.configuration_vit.VitfmViTConfig"
-    assert {name: set(keys) for name, keys in added.items() if keys} == {name: {ours} for name in REGISTERED}
+    vit, mae = (
+        f"hf_vitfm.models.configuration_{name}.Vitfm{cls}Config" for name, cls in (("vit", "ViT"), ("mae", "MAE"))
+    )
+    expected = {**{name: {vit} for name in REGISTERED}, "AutoModelForPreTraining": {mae}}
+    expected["AutoModel"] = {vit, mae}
+    assert {name: set(keys) for name, keys in added.items() if keys} == expected

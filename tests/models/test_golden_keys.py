@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from hf_vitfm import ViTForImageClassification
+from hf_vitfm import MAEConfig, MAEForPreTraining, ViTForImageClassification
+from tests.parity.test_mae_transformers import TINY
 from tests.tiny import OPTIONS, tiny_config
 
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "vit_keys.json"
-NAMES = ("all with class token", "all with mean", "plain")
+GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
+NAMES = ("all with class token", "all with mean", "plain", "mae")
 
 
-def make_model(name: str) -> ViTForImageClassification:
+def make_model(name: str):
+    if name == "mae":
+        return MAEForPreTraining(MAEConfig(**TINY, num_register_tokens=2, layer_scale_init_value=0.1))
     return ViTForImageClassification(tiny_config(num_hidden_layers=2, **OPTIONS[name]))
 
 
