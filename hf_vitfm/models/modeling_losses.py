@@ -79,7 +79,8 @@ def classification_loss(
     total = torch.where(known, losses, 0).sum()
     items_per_row = 1 if labels.ndim == 1 else labels.shape[1]
     if num_items_in_batch is None:
-        num_items_in_batch = known.sum().clamp(min=1) * items_per_row
+        num_items_in_batch = known.sum() * items_per_row
+    num_items_in_batch = torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)  # no target at all: 0
     if kind == "single_label_classification":  # a mean over rows, the others are means over elements
         return total / (num_items_in_batch / items_per_row)
     return total / num_items_in_batch

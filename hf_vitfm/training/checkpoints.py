@@ -59,12 +59,17 @@ def remove_leftovers(output_dir: str | Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints of a folder from which a run can go on, in the order of their steps."""
+def numbered_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders called `checkpoint-N`, whole or not, in the order of their steps."""
     if not Path(output_dir).is_dir():
         return []
     found = [(int(match[1]), path) for path in Path(output_dir).iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if what_is_missing(path) is None]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints of a folder from which a run can go on, in the order of their steps."""
+    return [path for path in numbered_checkpoints(output_dir) if what_is_missing(path) is None]
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
@@ -73,13 +78,13 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def rotate(output_dir: str | Path, limit: int | None, keep: Collection[Path]) -> None:
-    """Delete the oldest checkpoints beyond `limit`, but none of `keep`; None keeps all."""
+    """Delete checkpoints beyond `limit`, first what no run can go on from, then the oldest, but none of `keep`."""
     if limit is None or limit <= 0:
         return
-    checkpoints = complete_checkpoints(output_dir)
     kept = {path.resolve() for path in keep}
-    surplus = len({path.resolve() for path in checkpoints} | kept) - max(limit, len(kept))
-    for path in [path for path in checkpoints if path.resolve() not in kept][: max(0, surplus)]:
+    others = [path for path in numbered_checkpoints(output_dir) if path.resolve() not in kept]
+    others.sort(key=lambda path: what_is_missing(path) is None)  # stable: by step within both kinds
+    for path in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
         delete(path)
 
 

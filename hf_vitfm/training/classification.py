@@ -148,13 +148,14 @@ class ImageClassificationTrainer(VisionTrainer):
             labels: the targets as the collator gives them; rows without one are left out.
 
         Returns:
-            What `classification_metrics`, `multi_label_metrics` or `regression_metrics` returns; {} for soft targets.
+            What `classification_metrics`, `multi_label_metrics` or `regression_metrics` returns; for soft targets the
+            mean `loss` of the rows.
         """
         kind = self._problem_type(labels)
         if self._has_class_ids(labels):
             kept = known_rows(labels)
             return classification_metrics(predictions[kept], labels[kept], self.class_names)
         if kind == "single_label_classification":
-            return {}
+            return {"loss": classification_loss(predictions, labels, kind).item()}
         measure = regression_metrics if kind == "regression" else multi_label_metrics
         return measure(predictions, labels, self.class_names)

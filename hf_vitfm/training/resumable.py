@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -22,6 +23,8 @@ from . import checkpoints
 
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = "Lower the learning rate, lengthen the warm-up, clip gradients (`max_grad_norm=1.0`), or use bf16 in place of fp16."
 
 
 class TrainingStopped(RuntimeError):
@@ -33,7 +36,7 @@ class _StopWhenAsked(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.must_stop and state.global_step < state.max_steps:
+        if self.trainer._stops_early:
             control.should_save = control.should_training_stop = True
 
 
@@ -78,15 +81,23 @@ class ResumableTrainer(Trainer):
                 step, name = self.state.global_step, type(error).__name__
                 logger.error(f"Training ended at step {step} with {name}. {self._where_to_go_on()}")
                 raise
-        if self.must_stop and self.state.global_step < self.state.max_steps:
+        if self._stops_early:
             raise TrainingStopped(f"SIGTERM at step {self.state.global_step}. {self._where_to_go_on()}")
+        if self._was_asked:  # too late for a checkpoint: the signal takes its usual course
+            signal.raise_signal(signal.SIGTERM)
+        self._on_all_processes(self._check_weights)
         return result
+
+    @property
+    def _stops_early(self) -> bool:
+        return self.must_stop and self.state.global_step < self.state.max_steps
 
     def _find_checkpoint(self, given: str | bool | None) -> str | None:
         output_dir = self.args.output_dir
         if self.args.should_save:
             checkpoints.remove_leftovers(output_dir)
         if given is None:
+            self._refuse_other_checkpoints()
             return None
         found = checkpoints.last_checkpoint(output_dir) if given is True else Path(given)
         if found is None:
@@ -102,6 +113,15 @@ class ResumableTrainer(Trainer):
         self._compare_run_state(found)
         return str(found)
 
+    def _refuse_other_checkpoints(self) -> None:
+        """Two runs in one folder would delete each other's checkpoints and go on from them."""
+        found = checkpoints.numbered_checkpoints(self.args.output_dir)
+        if found:
+            raise FileExistsError(
+                f"{self.args.output_dir} holds checkpoints of an earlier run ({', '.join(path.name for path in found)}). "
+                "Go on with it by `resume_from_checkpoint=True`, choose another `output_dir`, or delete them."
+            )
+
     def _where_to_go_on(self) -> str:
         checkpoint = checkpoints.last_checkpoint(self.args.output_dir)
         if checkpoint is None:
@@ -115,6 +135,7 @@ class ResumableTrainer(Trainer):
             "global_batch_size": args.global_batch_size,
             "seed": args.seed if args.data_seed is None else args.data_seed,
             "train_rows": len(self.train_dataset),
+            "dataloader_drop_last": args.dataloader_drop_last,
             "processes": args.world_size,
         }
 
@@ -136,6 +157,35 @@ class ResumableTrainer(Trainer):
                 f"Going on with {processes[1]} processes a run of {processes[0]}: the order of samples stays the same; "
                 "dropout and drop path are drawn anew."
             )
+
+    def _run_epoch(self, *args, **kwargs):
+        if (
+            self.state.global_step >= self.state.max_steps
+        ):  # a finished run was resumed; Trainer would take a step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one step, and the number of their label elements."""
+        with self._random_numbers_apart():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def evaluation_loop(self, *args, **kwargs):
+        """Evaluate or predict."""
+        with self._random_numbers_apart():
+            return super().evaluation_loop(*args, **kwargs)
+
+    @contextmanager
+    def _random_numbers_apart(self) -> Iterator[None]:
+        """Let loaders draw their seeds without a trace: when they do so differs between a run and its resume."""
+        generator = torch.random.default_generator
+        state = generator.get_state()
+        generator.manual_seed(mix_seed(self.args.seed, self.state.global_step))
+        try:
+            yield
+        finally:
+            generator.set_state(state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         file = Path(checkpoint) / checkpoints.RUN_FILE if checkpoint else None
@@ -173,6 +223,7 @@ class ResumableTrainer(Trainer):
     # Saving
 
     def _save_checkpoint(self, model, trial) -> None:
+        self._on_all_processes(self._check_weights)
         if self.hp_search_backend is None and trial is None:
             self.store_flos()
         run_dir = self._get_output_dir(trial=trial)
@@ -217,6 +268,27 @@ class ResumableTrainer(Trainer):
             self.state.save_to_json(str(directory / "trainer_state.json"))
             (directory / checkpoints.RUN_FILE).write_text(json.dumps(self._run_state()) + "\n")
 
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite, which a finite loss does not show before the next step."""
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight.to_local() if isinstance(weight, DTensor) else weight).all():
+                raise FloatingPointError(
+                    f"{name} is not finite after step {self.state.global_step}, and nothing was saved. "
+                    f"{self._where_to_go_on()} {_REMEDY}"
+                )
+
+    def _finalize_training(self, *args, **kwargs):
+        if not self._stops_early:
+            return super()._finalize_training(*args, **kwargs)
+        # Trainer would load the best weights and delete the checkpoint that was just written for the resume.
+        limit, best = self.args.save_total_limit, self.args.load_best_model_at_end
+        self.args.save_total_limit, self.args.load_best_model_at_end = None, False
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit, self.args.load_best_model_at_end = limit, best
+
     def _note_best_checkpoint(self, run_dir: str) -> None:
         if self.state.best_global_step:
             best = checkpoints.checkpoint_path(run_dir, self.state.best_global_step)
@@ -243,8 +315,6 @@ class ResumableTrainer(Trainer):
             yield
         finally:
             signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)
-        if self._was_asked and not self.must_stop:  # too late for a checkpoint: let it take its usual course
-            signal.raise_signal(signal.SIGTERM)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One forward and backward pass; all processes stop together if any loss is not finite."""
@@ -256,8 +326,7 @@ class ResumableTrainer(Trainer):
         if is_broken:
             where = "not finite on another process" if torch.isfinite(loss) else loss.item()
             raise FloatingPointError(
-                f"The loss is {where} at step {self.state.global_step + 1}. {self._where_to_go_on()} Lower the learning "
-                "rate, lengthen the warm-up, clip gradients (`max_grad_norm=1.0`), or use bf16 in place of fp16."
+                f"The loss is {where} at step {self.state.global_step + 1}. {self._where_to_go_on()} {_REMEDY}"
             )
         return loss
 

@@ -1,6 +1,8 @@
 """The base of all trainers here: order of samples, parameter groups, schedules, averaged weights."""
 
+import signal
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch.optim import Optimizer
@@ -19,6 +21,13 @@ from .optimization import parameter_groups
 from .resumable import ResumableTrainer
 from .schedules import DECAYS, DEFAULT_TIMESCALE, warmup_decay
 from .throughput import LoaderClock
+
+
+def _start_worker(then, number: int) -> None:
+    """A loader's worker outlives a SIGTERM to the whole group, so that the step under way can end in a checkpoint."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if then is not None:
+        then(number)
 
 
 class _FollowTraining(TrainerCallback):
@@ -146,7 +155,7 @@ class VisionTrainer(ResumableTrainer):
 
     def _run_state(self) -> dict:
         if not self._reads_stream:
-            return super()._run_state()
+            return {**super()._run_state(), "repeated_augmentation": self.args.repeated_augmentation}
         workers = max(self.args.dataloader_num_workers, 1)  # the order of a stream depends on who reads it
         readers = f"{self.args.world_size} x {workers}"
         return {**super()._run_state(), "readers (processes x workers)": readers, "window": self.train_dataset.window}
@@ -156,9 +165,11 @@ class VisionTrainer(ResumableTrainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Every row once; processes share the rows exactly."""

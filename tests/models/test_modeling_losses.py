@@ -219,3 +219,10 @@ def test_rows_with_nan_targets_count_nowhere_and_have_no_gradient(kind):
     assert (gradient[~known] == 0).all() and gradient.isfinite().all() and (gradient[known] != 0).any(dim=-1).all()
     parts = [loss_of(kind, logits[i : i + 2], labels[i : i + 2], num_items_in_batch=4 * K) for i in (0, 2, 4)]
     torch.testing.assert_close(sum(parts), expected)
+
+
+def test_a_global_batch_without_any_target_has_a_loss_of_zero():
+    logits, labels = torch.randn(4, 3, requires_grad=True), torch.full((4,), -100)
+    loss = classification_loss(logits, labels, num_items_in_batch=torch.tensor(0))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()

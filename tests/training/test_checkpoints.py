@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import shutil
@@ -227,3 +228,151 @@ def test_transformers_own_model_goes_on_with_its_weights(tmp_path):
     again.train(resume_from_checkpoint=True)
     for name, weight in whole.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], weight, rtol=0, atol=0, msg=name)
+
+
+def poison(trainer, step: int) -> None:
+    """Make one gradient of a step infinite; its loss is finite."""
+    training_step = trainer.training_step
+
+    def poisoned(model, *args):
+        loss = training_step(model, *args)
+        if trainer.state.global_step == step - 1:
+            next(model.parameters()).grad.fill_(torch.inf)
+        return loss
+
+    trainer.training_step = poisoned
+
+
+def test_weights_that_are_not_finite_are_never_saved(finished, tmp_path):
+    trainer = make_trainer(tmp_path, ema_decay=0.9, save_total_limit=1)
+    poison(trainer, 3)
+    with pytest.raises(FloatingPointError, match=r"not finite after step 3.*checkpoint-2; go on with"):
+        trainer.train()
+    assert_goes_on_as(finished, tmp_path, ema_decay=0.9)
+
+
+def test_a_last_step_that_is_not_finite_is_said_without_a_checkpoint_too(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="no")
+    poison(trainer, 4)
+    with pytest.raises(FloatingPointError, match="not finite after step 4"):
+        trainer.train()
+
+
+def test_a_finished_run_is_not_trained_further(run):
+    before = read_checkpoint(run / "checkpoint-4")
+    trainer = make_trainer(run, make_model(initializer_range=0.5), ema_decay=0.9, lr_scheduler_type="constant")
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(weight, before[f"ema.safetensors: {name}"]), name
+    assert not (run / "checkpoint-5").exists()
+
+
+def test_a_fresh_run_does_not_mix_with_an_earlier_one(run):
+    with pytest.raises(FileExistsError, match=r"checkpoint-1, checkpoint-2.*resume_from_checkpoint=True"):
+        make_trainer(run).train()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eval_strategy": "epoch"},
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "dataloader_num_workers": 1,
+            "dataloader_persistent_workers": True,
+        },
+    ],
+    ids=["evaluation after a checkpoint", "persistent workers"],
+)
+def test_loaders_leave_no_trace_in_random_numbers(tmp_path, options):
+    """Three steps make an epoch; checkpoint-3 lies at its end, before the evaluation."""
+
+    def trainer(directory):
+        model = make_model(hidden_dropout_prob=0.2, drop_path_rate=0.2)
+        return make_trainer(directory, model, eval_rows=make_rows(9, seed=1), **{"max_steps": 6, **options})
+
+    trainer(tmp_path / "whole").train()
+    expected = read_checkpoint(tmp_path / "whole" / "checkpoint-6")
+    for step in (2, 3):
+        shutil.copytree(tmp_path / "whole", tmp_path / f"from {step}")
+        for later in range(step + 1, 7):
+            shutil.rmtree(tmp_path / f"from {step}" / f"checkpoint-{later}")
+        trainer(tmp_path / f"from {step}").train(resume_from_checkpoint=True)
+        found = read_checkpoint(tmp_path / f"from {step}" / "checkpoint-6")
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_stop_keeps_its_checkpoint_beside_the_best(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        eval_rows=make_rows(9, seed=1),
+        max_steps=6,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the loss falls, so the first is "best"
+    )
+    trainer.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(TrainingStopped, match="checkpoint-4"):
+        trainer.train()
+    assert {path.name for path in checkpoints.complete_checkpoints(tmp_path)} == {"checkpoint-1", "checkpoint-4"}
+    assert trainer.args.save_total_limit == 1 and trainer.args.load_best_model_at_end
+
+
+def stop_with_workers(directory: str) -> str:
+    os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
+    trainer = make_trainer(directory, max_steps=12, dataloader_num_workers=2, save_steps=100)
+    trainer.add_callback(At(2, lambda: os.killpg(0, signal.SIGTERM)))
+    with pytest.raises(TrainingStopped, match="checkpoint-3"):
+        trainer.train()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_finish_the_step(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=stop_with_workers, args=(str(tmp_path),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert checkpoints.last_checkpoint(tmp_path).name == "checkpoint-3"
+
+
+def test_a_signal_in_the_last_step_takes_its_usual_course(tmp_path):
+    heard = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        trainer = make_trainer(tmp_path, save_strategy="no")
+        trainer.add_callback(At(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        trainer.train()
+        assert heard == [True]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_checkpoints_of_weights_alone_are_rotated_too(tmp_path):
+    make_trainer(tmp_path, save_only_model=True, save_total_limit=2).train()
+    assert [path.name for path in checkpoints.numbered_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_rotation_deletes_a_broken_checkpoint_before_a_good_one(run):
+    truncate(run / "checkpoint-4" / "optimizer.pt")
+    checkpoints.rotate(run, 2, [run / "checkpoint-3"])
+    assert [path.name for path in checkpoints.numbered_checkpoints(run)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_every_file_and_folder_is_synced_before_the_name_is_given(tmp_path, monkeypatch):
+    synced, sync = [], checkpoints._sync
+    monkeypatch.setattr(checkpoints, "_sync", lambda path: (synced.append(path), sync(path)))
+    checkpoint = tmp_path / "checkpoint-1"
+    staging = checkpoints.staging_path(checkpoint)
+    (staging / "inner").mkdir(parents=True)
+    for name in ("a", "inner/b"):
+        (staging / name).write_text("x")
+    checkpoints.commit(checkpoint)
+    assert {staging / "a", staging / "inner" / "b", staging, staging / "inner"} == set(synced[:-1])
+    assert synced[-1] == tmp_path and (checkpoint / "inner" / "b").exists()

@@ -125,3 +125,15 @@ def test_the_best_model_is_the_average_of_its_step(tmp_path):
     trainer.train()
     assert trainer.state.best_global_step < 4
     assert_weights(trainer.model, expected_average(tmp_path, trainer.state.best_global_step))
+
+
+def test_a_step_that_the_loss_scaling_skips_is_not_averaged(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, save_strategy="no")
+    updates, update = [], WeightAverage.update
+    monkeypatch.setattr(
+        WeightAverage, "update", lambda self: (updates.append(trainer.state.global_step), update(self))
+    )
+    skipped = property(lambda accelerator: trainer.state.global_step == 1)
+    monkeypatch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", skipped)
+    trainer.train()
+    assert updates == [0, 2, 3]

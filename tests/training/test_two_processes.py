@@ -148,7 +148,8 @@ def train_with_checkpoints(directory: str, resume: bool, **options) -> dict:
     trainer = ImageClassificationTrainer(model=model, args=args, train_dataset=rows)
     order = record_order(trainer)
     trainer.train(resume_from_checkpoint=resume)
-    return {"samples": order, "state": read_checkpoint(f"{directory}/checkpoint-8")}
+    state = read_checkpoint(f"{directory}/checkpoint-8")
+    return {"samples": order, "state": state, "random": torch.rand(4).tolist()}
 
 
 def record_order(trainer) -> list[list[int]]:
@@ -171,6 +172,7 @@ def test_a_run_of_one_process_goes_on_with_two(two_processes, tmp_path):
     halves = two_processes.run(
         train_with_checkpoints, str(tmp_path / "split"), resume=True, per_device_train_batch_size=4
     )
+    assert halves[0]["random"] != halves[1]["random"]  # dropout is drawn anew, differently in both
     joined = [first + second for first, second in zip(*(half["samples"] for half in halves), strict=True)]
     assert joined == whole["samples"][4:]
     for name, expected in whole["state"].items():
