@@ -159,9 +159,8 @@ class ResumableTrainer(Trainer):
             )
 
     def _run_epoch(self, *args, **kwargs):
-        if (
-            self.state.global_step >= self.state.max_steps
-        ):  # a finished run was resumed; Trainer would take a step more
+        # Trainer would take one step more where a finished run is resumed.
+        if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

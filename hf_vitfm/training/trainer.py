@@ -1,6 +1,5 @@
 """The base of all trainers here: order of samples, parameter groups, schedules, averaged weights."""
 
-import signal
 from contextlib import nullcontext
 from functools import partial
 
@@ -17,17 +16,11 @@ from .arguments import VisionTrainingArguments
 from .bad_images import warn_of_bad_images
 from .ema import WeightAverage
 from .lars import LARS
+from .loader_worker import start_worker
 from .optimization import parameter_groups
 from .resumable import ResumableTrainer
 from .schedules import DECAYS, DEFAULT_TIMESCALE, warmup_decay
 from .throughput import LoaderClock
-
-
-def _start_worker(then, number: int) -> None:
-    """A loader's worker outlives a SIGTERM to the whole group, so that the step under way can end in a checkpoint."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if then is not None:
-        then(number)
 
 
 class _FollowTraining(TrainerCallback):
@@ -168,7 +161,8 @@ class VisionTrainer(ResumableTrainer):
             loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
-        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's own is only a shell around it
+        inner.worker_init_fn = partial(start_worker, inner.worker_init_fn)
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None):

@@ -1,5 +1,6 @@
 """Small training runs for tests; importable in worker processes."""
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,13 @@ def train(
         "metrics": metrics,
         "steps": trainer.state.global_step,
     }
+
+
+def fresh_processes():
+    """A multiprocessing context whose processes have everything imported already, but have computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.runs"])  # counts for the first process of a session
+    return context
 
 
 def read_checkpoint(directory) -> dict[str, torch.Tensor]:

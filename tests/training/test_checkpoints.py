@@ -7,6 +7,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import time
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import TrainerCallback
 from hf_vitfm import ImageClassificationTrainer
 from hf_vitfm.training import checkpoints
 from hf_vitfm.training.resumable import TrainingStopped
-from tests.training.runs import TINY, make_args, make_model, make_rows, read_checkpoint
+from tests.training.runs import TINY, fresh_processes, make_args, make_model, make_rows, read_checkpoint
 
 
 EVERY_STEP = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-3}
@@ -327,15 +329,15 @@ def stop_with_workers(directory: str) -> str:
     os.setpgrp()
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
-    trainer = make_trainer(directory, max_steps=12, dataloader_num_workers=2, save_steps=100)
-    trainer.add_callback(At(2, lambda: os.killpg(0, signal.SIGTERM)))
+    trainer = make_trainer(directory, rows=make_rows(300), max_steps=12, dataloader_num_workers=2, save_steps=100)
+    kill = ["kill", "-TERM", "--", f"-{os.getpgrp()}"]  # from outside the group, as a cluster does it
+    trainer.add_callback(At(2, lambda: (subprocess.run(kill, start_new_session=True), time.sleep(1))))
     with pytest.raises(TrainingStopped, match="checkpoint-3"):
         trainer.train()
 
 
 def test_a_signal_to_the_whole_group_leaves_the_workers_to_finish_the_step(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=stop_with_workers, args=(str(tmp_path),))
+    process = fresh_processes().Process(target=stop_with_workers, args=(str(tmp_path),))
     process.start()
     process.join(120)
     assert process.exitcode == 0

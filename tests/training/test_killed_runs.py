@@ -14,7 +14,7 @@ from hf_vitfm import ImageClassificationTrainer
 from hf_vitfm.data.sources.stream import open_stream
 from hf_vitfm.training import checkpoints
 from tests.data.streaming import write_shards
-from tests.training.runs import make_args, make_images, make_model, read_checkpoint
+from tests.training.runs import fresh_processes, make_args, make_images, make_model, read_checkpoint
 
 
 STEPS = 14
@@ -141,16 +141,8 @@ def train_until(directory: str, rows, step: int | None = None, place: str = "", 
     trainer.train(resume_from_checkpoint=checkpoints.last_checkpoint(directory) is not None)
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Fresh processes that have everything imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_killed_runs"])
-    return context
-
-
-def run(processes, *args, **kwargs) -> int:
-    process = processes.Process(target=train_until, args=args, kwargs=kwargs)
+def run(*args, **kwargs) -> int:
+    process = fresh_processes().Process(target=train_until, args=args, kwargs=kwargs)
     process.start()
     process.join(120)
     if process.is_alive():
@@ -160,16 +152,16 @@ def run(processes, *args, **kwargs) -> int:
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["rows", "stream"])
-def test_a_run_killed_ten_times_equals_one_that_was_not(processes, tmp_path, is_stream):
+def test_a_run_killed_ten_times_equals_one_that_was_not(tmp_path, is_stream):
     rows = make_images()
     if is_stream:
         rows = str(tmp_path / "shards")
         write_shards(tmp_path / "shards", [12, 16], "parquet")
-    assert run(processes, str(tmp_path / "whole"), rows) == 0
+    assert run(str(tmp_path / "whole"), rows) == 0
     broken = tmp_path / "broken"
     for step, place in DEATHS:
-        assert run(processes, str(broken), rows, step, place) == -signal.SIGKILL, (step, place)
-    assert run(processes, str(broken), rows) == 0
+        assert run(str(broken), rows, step, place) == -signal.SIGKILL, (step, place)
+    assert run(str(broken), rows) == 0
     expected = read_checkpoint(tmp_path / "whole" / f"checkpoint-{STEPS}")
     found = read_checkpoint(broken / f"checkpoint-{STEPS}")
     assert found.keys() == expected.keys()
