@@ -61,7 +61,9 @@ VIT_CITATION = """
 """
 
 
-def create_model_card(directory: str | Path, *, repo_id: str | None = None, overwrite: bool = False) -> Path:
+def create_model_card(
+    directory: str | Path, *, repo_id: str | None = None, overwrite: bool = False, run: dict | None = None
+) -> Path:
     """Write the README.md of a finished run.
 
     Read are config.json, preprocessor_config.json, all_results.json and run.json, all of them required; the pictures in
@@ -74,6 +76,7 @@ def create_model_card(directory: str | Path, *, repo_id: str | None = None, over
         directory: the folder that the run wrote.
         repo_id: where the model will be published, "owner/name", for the card's code. Default: the folder's name.
         overwrite: replace a README.md that was not written by this function.
+        run: what run.json is going to hold, where it is not written yet. Default: what it holds.
 
     Returns:
         The path of the README.md.
@@ -90,7 +93,7 @@ def create_model_card(directory: str | Path, *, repo_id: str | None = None, over
     config = _read_json(directory, "config.json")
     processor = _read_json(directory, "preprocessor_config.json")
     results = _read_json(directory, "all_results.json")
-    run = _read_run(directory)
+    run = _checked_run(_read_json(directory, "run.json") if run is None else run)
     _require(results, "all_results.json", required_results(run))
     if _is_vit(config):
         _require(config, "config.json", VIT_FIELDS)
@@ -154,8 +157,7 @@ def _require(content: dict, file: str, fields: list[str]):
             value = value[key]
 
 
-def _read_run(directory: Path) -> dict:
-    run = _read_json(directory, "run.json")
+def _checked_run(run: dict) -> dict:
     _require(run, "run.json", RUN_FIELDS)
     if run["task"] not in TASKS:
         raise ValueError(

@@ -1,6 +1,5 @@
 """Labelled image sets from wherever they lie, all in one form: splits with an `image` and a `label` column."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from .sources.splits import IMAGE_SUFFIXES, SPLITS
 from .sources.stream import HUB_ID, find_shards
 from .sources.table import TABLE_SUFFIXES, open_tables
 from .sources.tar import open_tars
+from .sources.walk import walk_files
 
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def load_images(
         The splits, named train, validation and test where they are these, with columns `image` and `label`; other
         columns are kept. Labels have the same class names and ids in every split: strings get the ids of their
         sorted names, integers without names keep their value and get it as their name. Lists of names, and several
-        columns, become float vectors with a 1 for each class of the image. Floats and vectors stay. `label_names`
-        gives the names of the classes.
+        columns, become float vectors with a 1 for each class of the image. Floats and vectors stay. A split without
+        any label, as test sets on the Hub have it (class ids of -1), stays as it is beside labelled ones.
+        `label_names` gives the names of the classes.
 
     Raises:
         FileNotFoundError: if `source` is no existing path and no data set on the Hub.
@@ -190,13 +191,11 @@ def _open_folder(datasets: Any, path: Path, labels: bool, open_files: Callable) 
         dataset = datasets.load_from_disk(str(path))
         return {str(dataset.split or "train"): dataset}
     images, files = [], {}
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
-                images.append(file.relative_to(path))
-            elif file.suffix.lower() in (".parquet", ".tar") or is_idx_images(file):
-                files[file] = str(file.relative_to(path))
+    for file in walk_files(path):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(file.relative_to(path))
+        elif file.suffix.lower() in (".parquet", ".tar") or is_idx_images(file):
+            files[file] = str(file.relative_to(path))
     if images:
         return open_image_folder(datasets, path, images, labels)
     if not files:

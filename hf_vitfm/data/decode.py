@@ -1,12 +1,18 @@
 """Encoded images to PIL images; whatever is wrong with one is said in a single kind of error that names it."""
 
 import io
+import os
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+
+_BYTES = bytes | bytearray | memoryview
+IMAGE_SOURCES = Image.Image | _BYTES | str | Path | Mapping | None  # what `decode_image` takes
 
 
 class BadImageError(ValueError):
@@ -35,7 +41,7 @@ def decode_image(source: Any, name: str | None = None) -> Image.Image:
         TypeError: if `source` is something else.
     """
     name, source = _name(source, name), _content(source)
-    if not isinstance(source, Image.Image | bytes | bytearray | memoryview | str | Path | None):
+    if not isinstance(source, IMAGE_SOURCES):
         raise TypeError(f"an image must be bytes, a path, a dictionary of these or a PIL image; got {type(source)}.")
     try:
         if isinstance(source, Image.Image):
@@ -70,7 +76,7 @@ def _name(source: Any, name: str | None) -> str:
 def _open(source: Any) -> Any:
     if source is None:
         raise ValueError("it has neither bytes nor a path")
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, _BYTES):
         if len(source) == 0:
             raise ValueError("it is empty (0 bytes)")
         return io.BytesIO(source)
@@ -78,7 +84,10 @@ def _open(source: Any) -> Any:
         import fsspec  # it comes with huggingface_hub
 
         return fsspec.open(str(source), "rb").open()
-    if Path(source).is_file() and Path(source).stat().st_size == 0:
+    status = os.stat(source)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody to write to it
+        raise ValueError("it is no regular file")
+    if status.st_size == 0:
         raise ValueError("the file is empty (0 bytes)")
     return open(source, "rb")
 
@@ -95,7 +104,7 @@ def _reason(source: Any, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, UnidentifiedImageError):
-        start = f"; it begins with {bytes(source[:16])!r}" if isinstance(source, bytes | bytearray) else ""
+        start = f"; it begins with {bytes(source[:16])!r}" if isinstance(source, _BYTES) else ""
         return f"it is not an image in a format that Pillow reads{start}"
     if isinstance(error, Image.DecompressionBombError):
         return f"it is larger than Pillow allows; raise `PIL.Image.MAX_IMAGE_PIXELS` if it is meant ({error})"

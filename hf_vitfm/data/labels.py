@@ -44,6 +44,8 @@ def encode_labels(datasets: Any, splits: dict[str, "Dataset"]) -> dict[str, "Dat
         raise ValueError(f"labels must be strings, integers, floats or vectors; got {first}.")
     if isinstance(first, datasets.List | datasets.LargeList):
         return _encode_lists(datasets, splits, first)
+    if isinstance(first, datasets.ClassLabel):
+        _check_labelled(splits)
     if not isinstance(first, datasets.Value) or first.dtype.startswith("float"):
         return splits
     columns = {split: column(dataset, "label") for split, dataset in splits.items()}
@@ -86,6 +88,16 @@ def join_labels(datasets: Any, splits: dict[str, "Dataset"], names: Sequence[str
         encoded[split] = vectors.tolist()
     splits = {split: dataset.remove_columns(list(names)) for split, dataset in splits.items()}
     return _replace(splits, encoded, _vector_feature(datasets, names))
+
+
+def count_unlabelled(dataset: "Dataset") -> int:
+    """Rows whose class id is missing or below 0, as -1 says on the Hub; other kinds of labels have none."""
+    import pyarrow.compute  # datasets depends on it
+
+    labels = column(dataset, "label")
+    if not hasattr(dataset.features["label"], "names"):
+        return 0
+    return labels.null_count + (pyarrow.compute.sum(pyarrow.compute.less(labels, 0)).as_py() or 0)
 
 
 def column(dataset: "Dataset", name: str) -> Any:
@@ -132,6 +144,18 @@ def _check_complete(columns: dict[str, Any]) -> None:
     for split, labels in columns.items():
         if labels.null_count:
             raise ValueError(f"{labels.null_count} of {len(labels)} rows of split {split} have no label; remove them.")
+
+
+def _check_labelled(splits: dict[str, "Dataset"]) -> None:
+    """Classes that are named are complete, but for splits with no label at all beside others."""
+    counts = {split: count_unlabelled(dataset) for split, dataset in splits.items()}
+    is_alone = all(counts[split] == len(dataset) for split, dataset in splits.items())
+    for split, dataset in splits.items():
+        if counts[split] and (is_alone or split == "train" or counts[split] < len(dataset)):
+            raise ValueError(
+                f"{counts[split]} of {len(dataset)} rows of split {split} have no label (None or -1); remove them, or "
+                "open the images alone with `labels=False`."
+            )
 
 
 def _check_ids(columns: dict[str, Any], values: list[int]) -> None:

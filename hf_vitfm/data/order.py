@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .decode import BadImageError, decode_image
+from .decode import IMAGE_SOURCES, BadImageError, decode_image
 
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ class ImageView(Dataset):
 
     Args:
         rows: any sequence of dictionaries with `image` and `label`; a row that already has `pixel_values` is passed on
-            as it is. Images are PIL images, uint8 tensors, or encoded (bytes, a path, or a dictionary of the two);
-            those of a `datasets.Dataset` are decoded here, so that an error names the row.
+            as it is. Images are uint8 tensors, or what `decode_image` takes, which turns them upright: PIL images,
+            encoded bytes, a path, or a dictionary of the two; those of a `datasets.Dataset` are decoded here, so that an error names the row.
         transform: image -> float tensor (channels, height, width).
         seed: seed of the run for a transform with randomness: row (epoch, index) or (epoch, index, copy) is transformed
             under a seed made of all of these, and the global random state is left as it was. None: evaluation.
@@ -160,8 +160,7 @@ class ImageView(Dataset):
         return self._image(self.rows[index]["image"], index)
 
     def _image(self, image: Any, number: int) -> Any:
-        is_encoded = image is None or isinstance(image, bytes | str | Path | Mapping)
-        return decode_image(image, f"row {int(number)}") if is_encoded else image
+        return decode_image(image, f"row {int(number)}") if isinstance(image, IMAGE_SOURCES) else image
 
     def _view(self, number: int, epoch: int, index: int, copy: int) -> dict:
         """Row `number` as the address (epoch, index, copy) transforms it."""

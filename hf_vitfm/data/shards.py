@@ -5,6 +5,7 @@ worker processes. Nothing is ever extracted to disk.
 """
 
 import json
+import logging
 import tarfile
 from typing import Any, BinaryIO
 
@@ -16,6 +17,10 @@ from .sources.splits import IMAGE_SUFFIXES
 
 # Members of a tar beside the image: a class, a dictionary with a class, a caption (the conventions of webdataset).
 _TAR_FIELDS = ("image", "cls", "json", "txt")
+# Columns that a field of a `.json` does not become: they would pass for the image, or for a label that was not named.
+_RESERVED = ("image", "pixel_values", "label", "labels")
+
+logger = logging.getLogger(__name__)
 
 
 def open_file(path: str) -> BinaryIO:
@@ -91,8 +96,10 @@ class ParquetShard:
     def _row(self, row: dict, number: int) -> dict:
         row = {new: row[old] for old, new in self._names.items()}
         image = row["image"] if isinstance(row["image"], dict) else {"bytes": row["image"]}
-        where = f"{self.path}, row {number}"
-        return {**row, "image": {"bytes": image.get("bytes"), "path": image.get("path") or where}}
+        data, path = image.get("bytes"), image.get("path")
+        if data is not None:  # otherwise a path is where the image lies, not a name
+            path = path or f"{self.path}, row {number}"
+        return {**row, "image": {"bytes": data, "path": path or None}}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}
@@ -118,7 +125,8 @@ class TarShard:
     """One tar of images: its headers are read once, then every row can be read directly.
 
     A row is what shares its path up to the first dot of the file name: an image, and beside it `.cls` (a class id or
-    name), `.json` (a dictionary; its fields become columns) and `.txt` (a caption). What has no image is no row.
+    name), `.json` (a dictionary; its fields become columns) and `.txt` (a caption). What has no image is no row: "a.seg.png" is none, and a warning
+    says so if "a" has no image either.
 
     Args:
         path: the file, not compressed.
@@ -129,7 +137,8 @@ class TarShard:
         num_rows: number of images.
 
     Raises:
-        ValueError: if the file is no tar, is cut off, or holds two members of the same name.
+        ValueError: if the file is no tar, is cut off, holds two members of the same name, or only images that are no
+            rows since their names have further dots.
     """
 
     def __init__(self, path: str, label_column: str | None = None):
@@ -137,7 +146,7 @@ class TarShard:
         self._label_names = LABEL_NAMES if label_column is None else (label_column,)
         try:
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                members = self._group(archive)
+                members, dotted = self._group(archive)
                 file.seek(archive.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # where tarfile stops without a word
                     raise tarfile.ReadError(f"the members end at byte {archive.offset} without a mark of the end")
@@ -145,25 +154,44 @@ class TarShard:
             raise ValueError(f"{path} is no whole tar without compression: {error}.") from error
         rows = [fields for fields in members.values() if "image" in fields]
         self.num_rows = len(rows)
+        self._report_dropped([name for row, name in dotted if "image" not in members.get(row, ())])
         # (rows, fields, 2): where the data begins, and its length; 0 where a row has no such member.
         self._places = np.array([[row.get(name, ("", 0, 0))[1:] for name in _TAR_FIELDS] for row in rows], np.int64)
         self._members = np.array([row["image"][0].encode() for row in rows], dtype=np.bytes_)
 
-    def _group(self, archive: tarfile.TarFile) -> dict[str, dict[str, tuple[str, int, int]]]:
+    def _report_dropped(self, names: list[str]) -> None:
+        if not names:
+            return
+        message = (
+            f"{len(names)} images in {self.path} are no rows, {names[0]} the first: what follows the first dot of a "
+            "file name is its kind. Name them with a single dot."
+        )
+        if not self.num_rows:
+            raise ValueError(message)
+        logger.warning(message)
+
+    def _group(self, archive: tarfile.TarFile) -> tuple[dict[str, dict[str, tuple[str, int, int]]], list]:
+        """Members by row and kind, and (row, name) of images with further dots in their name."""
         rows: dict[str, dict] = {}
+        dotted: list[tuple[str, str]] = []
         for member in archive:
             archive.members = []  # they would pile up
-            folder, _, name = member.name.rpartition("/")
+            path = _readable(member.name)
+            folder, _, name = path.rpartition("/")
             stem, _, extension = name.partition(".")
             extension = extension.lower()
             field = "image" if f".{extension}" in IMAGE_SUFFIXES else extension
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not stem or field not in _TAR_FIELDS:
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not stem:
+                continue
+            if field not in _TAR_FIELDS:
+                if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES:
+                    dotted.append((f"{folder}/{stem}", path))
                 continue
             fields = rows.setdefault(f"{folder}/{stem}", {})
             if field in fields:
-                raise ValueError(f"{self.path} holds {member.name} beside {fields[field][0]}; keep one of the two.")
-            fields[field] = member.name, member.offset_data, member.size
-        return rows
+                raise ValueError(f"{self.path} holds {path} beside {fields[field][0]}; keep one of the two.")
+            fields[field] = path, member.offset_data, member.size
+        return rows, dotted
 
     def read(self, start: int, stop: int) -> list[dict]:
         """Read rows start to stop - 1, in order.
@@ -202,13 +230,13 @@ class TarShard:
         if content is not None:
             try:
                 row = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the latter from lists in lists in lists
                 raise ValueError(
                     f"the .json of {self._members[number].decode()} in {self.path} is none: {error}."
                 ) from error
-            row = row if isinstance(row, dict) else {"label": row}
+            row = row if isinstance(row, dict) else {self._label_names[0]: row}
             label = next((row[name] for name in self._label_names if name in row), None)
-            row = {name: value for name, value in row.items() if name not in self._label_names}
+            row = {name: row[name] for name in row if name not in (*self._label_names, *_RESERVED)}
             row |= {} if label is None else {"label": label}
         for name, field in (("label", "cls"), ("caption", "txt")):
             content = self._data(file, number, field)
@@ -225,3 +253,8 @@ class TarShard:
         if len(data) != size:
             raise ValueError(f"{self.path} has become shorter since it was opened.")
         return data
+
+
+def _readable(name: str) -> str:
+    """A member's name that can be stored and printed: bytes that are no UTF-8 become their hexadecimal numbers."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

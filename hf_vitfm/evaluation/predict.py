@@ -1,6 +1,5 @@
 """What an image classifier says of image files, in batches; a file that cannot be read is an answer too."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.decode import decode_image
 from ..data.sources.splits import IMAGE_SUFFIXES
+from ..data.sources.walk import walk_files
 from ..data.transforms import build_transform
 
 
@@ -38,14 +38,17 @@ def find_images(sources: Sequence[str | Path]) -> list[str]:
 
     Raises:
         FileNotFoundError: if a source does not exist.
-        ValueError: if no image is found.
+        ValueError: if no image is found, or a source is a pipe, a socket or a device.
     """
     found: dict[str, None] = {}
     for source in map(Path, sources):
         if source.is_file():
             found[str(source)] = None
         elif source.is_dir():
-            found.update(dict.fromkeys(_walk(source)))
+            images = (str(file) for file in walk_files(source) if file.suffix.lower() in IMAGE_SUFFIXES)
+            found.update(dict.fromkeys(sorted(images)))
+        elif source.exists():
+            raise ValueError(f"{str(source)!r} is neither a file nor a folder. Name image files or folders of them.")
         else:
             raise FileNotFoundError(f"{str(source)!r} does not exist. Name image files or folders of them.")
     if not found:
@@ -54,20 +57,6 @@ def find_images(sources: Sequence[str | Path]) -> list[str]:
             "too."
         )
     return list(found)
-
-
-def _walk(folder: Path) -> list[str]:
-    files, visited = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link back up
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = (name for name in subfolders if not name.startswith("."))
-        images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."))
-        files += (os.path.join(parent, name) for name in images)
-    return sorted(files)
 
 
 def problem_type(config: Any) -> str:

@@ -26,7 +26,7 @@ def checkpoint_path(output_dir: str | Path, step: int) -> Path:
 
 
 def staging_path(checkpoint: Path) -> Path:
-    """Where a checkpoint is written before it gets its name."""
+    """Where a checkpoint or a file is written before it gets its name."""
     return checkpoint.with_name(f"{_WRITING}{checkpoint.name}")
 
 
@@ -40,6 +40,14 @@ def commit(checkpoint: Path) -> None:
     delete(checkpoint)  # of the same step, from an earlier attempt
     staging.rename(checkpoint)
     _sync(checkpoint.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one step: a kill leaves the old content or the new, never a part."""
+    staging = staging_path(path)
+    staging.write_text(text, encoding="utf-8")
+    _sync(staging)
+    os.replace(staging, path)
 
 
 def delete(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
 from ..data.datasets import load_images
+from ..data.labels import count_unlabelled
 from ..data.sources.stream import open_stream
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
@@ -139,6 +140,11 @@ class DataArguments:
     def _split(self, splits, name: str):
         if name not in splits:
             raise ValueError(f"{self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
+        if count_unlabelled(splits[name]):
+            raise ValueError(
+                f"The split {name} of {self.dataset!r} has no labels. Give another as `eval_split`, or `holdout` (such "
+                "as 0.1) to evaluate on a share of the training images."
+            )
         return splits[name]
 
 

@@ -20,6 +20,7 @@ from ..evaluation.metrics import confusion_matrix, summarize_logits
 from ..models.modeling_losses import known_rows, resolve_problem_type
 from ..version import __version__
 from .arguments import VisionTrainingArguments
+from .checkpoints import write_text
 from .classification import ImageClassificationTrainer
 from .recipe import training_settings
 
@@ -93,8 +94,8 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         **run,
     }
     record = redact({**record, "command": redact_command(record["command"])})
-    (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-    create_model_card(directory)
+    create_model_card(directory, run=record)
+    write_text(directory / "run.json", json.dumps(record, indent=2) + "\n")  # last: with it a run counts as finished
     return prediction.metrics
 
 

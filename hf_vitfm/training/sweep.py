@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cards.redact import redact_command
-from .checkpoints import last_checkpoint
+from .checkpoints import last_checkpoint, staging_path, write_text
 
 
 START_FILE = "started.json"  # in the folder of a run: which command it was started with
+RESULT_FILES = ("all_results.json", "run.json")  # what a run leaves; the last of them is written last of all
 NEW, INTERRUPTED, FINISHED, FOREIGN = "new", "interrupted", "finished", "foreign"
 
 
@@ -87,18 +88,22 @@ class SweepRun:
     def find_state(self) -> str:
         """NEW, INTERRUPTED (a checkpoint is there), FINISHED, or FOREIGN: the folder holds something else."""
         start = self.directory / START_FILE
-        if not self.directory.exists() or not any(self.directory.iterdir()):
+        if not self.directory.exists() or set(self.directory.iterdir()) <= {staging_path(start)}:
             return NEW
-        if not start.is_file() or start.read_text(encoding="utf-8") != self._start():
+        # What a full disk or a crash cut short is a beginning of it.
+        if not start.is_file() or not self._start().startswith(start.read_text(encoding="utf-8", errors="replace")):
             return FOREIGN
-        if (self.directory / "run.json").is_file():  # written last
+        if all(_read_json(self.directory / name) is not None for name in RESULT_FILES):
             return FINISHED
         return INTERRUPTED if last_checkpoint(self.directory) else NEW
 
     def mark_start(self) -> None:
-        """Note in the folder which run it belongs to."""
+        """Note in the folder which run it belongs to, and remove results that were cut short: a Trainer reads them."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / START_FILE).write_text(self._start(), encoding="utf-8")
+        write_text(self.directory / START_FILE, self._start())
+        for path in (self.directory / name for name in RESULT_FILES):
+            if _read_json(path) is None:
+                path.unlink(missing_ok=True)
 
     def _start(self) -> str:
         # A digest, since options may hold private paths, and to notice a configuration file that was changed.
@@ -108,6 +113,14 @@ class SweepRun:
 
     def read_results(self) -> dict:
         """What a finished run left: numbers of all_results.json under their names, and its `dataset`."""
-        results = json.loads((self.directory / "all_results.json").read_text(encoding="utf-8"))
-        run = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        results, run = (json.loads((self.directory / name).read_text(encoding="utf-8")) for name in RESULT_FILES)
         return {**results, "dataset": run["dataset"]}
+
+
+def _read_json(path: Path) -> dict | None:
+    """The object in a file; None if there is no whole one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -9,6 +9,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from hf_vitfm.data.datasets import label_names, load_images
 from hf_vitfm.data.labels import encode_labels
+from hf_vitfm.training.recipe import DataArguments
 from tests.data.images import grey_png
 
 
@@ -130,3 +131,33 @@ def test_a_list_without_a_value_is_refused(tmp_path):
     save(tmp_path / "a.parquet", [["a"], None])
     with pytest.raises(ValueError, match="1 of 2 rows of split train have no label"):
         load_images(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_named_classes_are_complete_but_for_splits_without_any(tmp_path, missing):
+    classes = datasets.ClassLabel(names=["a", "b"])
+    save(tmp_path / "train.parquet", [0, 1, 1], classes)
+    save(tmp_path / "test.parquet", [missing, missing], classes)
+    assert {name: list(rows["label"]) for name, rows in load_images(tmp_path).items()} == {
+        "train": [0, 1, 1],
+        "test": [missing, missing],
+    }
+    with pytest.raises(ValueError, match=r"2 of 2 rows of split test have no label \(None or -1\)"):
+        load_images(tmp_path / "test.parquet")
+    save(tmp_path / "test.parquet", [missing, 0], classes)
+    with pytest.raises(ValueError, match="1 of 2 rows of split test have no label"):
+        load_images(tmp_path)
+    save(tmp_path / "test.parquet", [1, 0], classes)
+    save(tmp_path / "train.parquet", [0, missing, missing], classes)
+    with pytest.raises(ValueError, match="2 of 3 rows of split train have no label"):
+        load_images(tmp_path)
+
+
+def test_a_split_without_labels_is_not_evaluated_on(tmp_path):
+    classes = datasets.ClassLabel(names=["a", "b"])
+    save(tmp_path / "train.parquet", [0, 1, 1, 0], classes)
+    save(tmp_path / "test.parquet", [-1, -1], classes)
+    with pytest.raises(ValueError, match=r"The split test of .* has no labels. Give another as `eval_split`"):
+        DataArguments(dataset=str(tmp_path)).load(seed=0)
+    train, held_out, _ = DataArguments(dataset=str(tmp_path), holdout=0.5).load(seed=0)
+    assert len(train) == len(held_out) == 2

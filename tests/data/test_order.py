@@ -1,9 +1,14 @@
 """The order of samples and their augmentation are functions of (seed, epoch, sample)."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image, ImageOps
 
+from hf_vitfm.data.decode import BadImageError
 from hf_vitfm.data.order import EpochOrder, ImageView, mix_seed
+from tests.data.images import encode, grey_png
+from tests.data.images import noise as pixels
 
 
 def noise(image):
@@ -127,3 +132,24 @@ def test_neighbouring_addresses_get_unrelated_seeds():
     assert mix_seed(1, 2) != mix_seed(2, 1)
     bits = torch.tensor([[seed >> k & 1 for k in range(63)] for seed in seeds], dtype=torch.float32)
     assert (bits.mean(0) - 0.5).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_encoded_images_of_every_type_of_bytes_are_decoded(kind):
+    view = ImageView([{"image": kind(grey_png(9))}, {"image": kind(b"GIF no more")}], None)
+    assert view.image(0).getpixel((0, 0)) == 9
+    with pytest.raises(BadImageError, match="^row 1 cannot be decoded: .* begins with b'GIF no more'"):
+        view.image(1)
+
+
+def test_opened_images_are_turned_upright_as_paths_are(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "a.png").write_bytes(encode(pixels(4, 6), exif=exif))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    plain = Image.fromarray(pixels(4, 6))
+    rows = [{"image": image} for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png"), plain)]
+    view = ImageView(rows, np.asarray)
+    assert expected.shape == (6, 4, 3)
+    assert np.array_equal(view[0]["pixel_values"], expected) and np.array_equal(view[1]["pixel_values"], expected)
+    assert np.array_equal(view[2]["pixel_values"], np.asarray(plain))

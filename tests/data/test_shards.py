@@ -8,8 +8,10 @@ import tarfile
 import fsspec
 import pytest
 
+from hf_vitfm.data.decode import BadImageError, decode_image
+from hf_vitfm.data.order import ImageView
 from hf_vitfm.data.shards import ParquetShard, TarShard
-from tests.data.images import write_tar
+from tests.data.images import grey_png, write_tar
 from tests.data.streaming import count_reads, open_shards, picture, write_shards
 
 
@@ -153,3 +155,64 @@ def test_data_that_goes_bad_later_is_named(tmp_path):
         file.write(b"\xff" * 3000)
     with pytest.raises(ValueError, match=r"rows 0 to 1 of .*\.parquet cannot be read"):
         shard.read(0, 2)
+
+
+def test_images_with_further_dots_in_their_name_are_not_lost_in_silence(tmp_path, caplog):
+    path = tmp_path / "a.tar"
+    write_tar(path, {"img.v1.jpg": b"1", "photo 2021.05.01.png": b"2"})
+    with pytest.raises(ValueError, match=rf"2 images in {path} are no rows, img\.v1\.jpg the first: .* single dot"):
+        TarShard(str(path))
+    write_tar(path, {"0.png": b"0", "0.seg.png": b"a map", "img.v1.JPG": b"1", "info.v1.txt": b""})
+    assert TarShard(str(path)).num_rows == 1
+    assert [record.message.split(": ")[0] for record in caplog.records] == [
+        f"1 images in {path} are no rows, img.v1.JPG the first"
+    ]
+    caplog.clear()
+    write_tar(path, {"0.seg.png": b"a map", "0.png": b"0"})
+    assert TarShard(str(path)).num_rows == 1 and not caplog.records
+
+
+def test_names_in_another_encoding_are_written_out(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name, content in (("café.png", grey_png(1)), ("café.cls", b"4")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    (row,) = TarShard(str(tmp_path / "a.tar")).read(0, 1)
+    assert row["image"]["path"] == rf"{tmp_path}/a.tar/caf\xe9.png" and row["label"] == "4"
+    assert decode_image(row["image"]).getpixel((0, 0)) == 1
+    write_tar(tmp_path / "b.tar", {"café.png": b"1"})  # UTF-8
+    assert TarShard(str(tmp_path / "b.tar")).read(0, 1)[0]["image"]["path"].endswith("b.tar/café.png")
+
+
+def test_json_that_is_too_deep_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.png": b"a", "1.json": "[" * 200_000 + "]" * 200_000})
+    with pytest.raises(ValueError, match=r"the \.json of 1\.png in .*a\.tar is none: .*recursion"):
+        TarShard(str(tmp_path / "a.tar")).read(0, 1)
+
+
+def test_json_does_not_take_the_place_of_the_image_or_of_a_label_that_is_named(tmp_path):
+    fields = {"pixel_values": [0.0], "image": "x", "labels": 3, "species": "emu", "width": 4}
+    write_tar(tmp_path / "a.tar", {"1.png": grey_png(7), "1.json": fields, "2.png": b"", "2.json": {"label": 3}})
+    rows = TarShard(str(tmp_path / "a.tar"), "species").read(0, 2)
+    assert rows[0].keys() == {"image", "label", "width"} and rows[0]["label"] == "emu"
+    assert rows[1].keys() == {"image"}
+    seen = []
+    ImageView(rows, lambda image: seen.append(image.getpixel((0, 0))))[0]
+    assert seen == [7]
+
+
+def test_a_parquet_row_without_an_image_says_so(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pictures = [{"bytes": grey_png(1), "path": None}, {"bytes": None, "path": None}, None]
+    for images in (pictures, [grey_png(1), None, None]):
+        pyarrow.parquet.write_table(pyarrow.table({"image": images}), tmp_path / "a.parquet")
+        view = ImageView(ParquetShard(str(tmp_path / "a.parquet"), label_column=None).read(0, 3), None)
+        assert view.image(0).getpixel((0, 0)) == 1
+        for number in (1, 2):
+            with pytest.raises(
+                BadImageError, match=f"^row {number} cannot be decoded: it has neither bytes nor a path"
+            ):
+                view.image(number)

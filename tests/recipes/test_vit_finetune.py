@@ -71,6 +71,16 @@ def test_every_config_smokes(path, tmp_path):
     assert len(pipeline("image-classification", model=str(tmp_path), device="cpu")(rows[0]["image"])) == 5
 
 
+def test_the_file_that_says_that_a_run_is_finished_is_written_after_the_card(tmp_path, monkeypatch):
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_vitfm.training.report.create_model_card", die)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main([*with_dataset(SMOKED[0]), "--smoke", "--use_cpu", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "all_results.json").exists() and not (tmp_path / "run.json").exists()
+
+
 def test_a_smoke_run_says_what_it_was(tmp_path):
     token = "hf_" + "a" * 34
     argv = [

@@ -58,8 +58,21 @@ def test_a_run_is_found_again_in_the_state_in_which_it_was_left(tmp_path):
     args = make_args(run.directory, max_steps=1, save_strategy="steps", save_steps=1)
     ImageClassificationTrainer(model=make_model(), args=args, train_dataset=make_rows()).train()
     assert run.find_state() == sweep.INTERRUPTED
-    (run.directory / "run.json").write_text("{}")
+    (run.directory / "all_results.json").write_text('{"eval_top1": 1.0}')
+    assert run.find_state() == sweep.INTERRUPTED
+    (run.directory / "run.json").write_text('{"dataset": {}}')
     assert run.find_state() == sweep.FINISHED
+    for name in sweep.RESULT_FILES:  # cut short by a crash
+        content = (run.directory / name).read_text()
+        (run.directory / name).write_text(content[:-3])
+        assert run.find_state() == sweep.INTERRUPTED
+        (run.directory / name).write_text(content)
+    (run.directory / "run.json").write_text("")
+    run.mark_start()
+    assert (run.directory / "all_results.json").exists() and not (run.directory / "run.json").exists()
+    for length in (0, 20):
+        (run.directory / sweep.START_FILE).write_text(run._start()[:length])
+        assert run.find_state() == sweep.INTERRUPTED
 
 
 def test_a_folder_of_another_run_is_foreign(tmp_path):
@@ -85,3 +98,29 @@ def test_the_grid_is_drawn_with_the_rate_that_was_chosen(tmp_path):
     assert path.stat().st_size > 5_000
     with pytest.raises(ValueError, match="`chosen` must be a learning rate with a score"):
         draw_grid({0.001: 0.5, 0.3: None}, 0.3, tmp_path / "grid.png")
+
+
+@pytest.mark.parametrize("length", [0, 20])
+def test_a_mark_that_was_cut_short_is_no_other_run(tmp_path, length):
+    run = make_run(tmp_path / "run")
+    run.mark_start()
+    (run.directory / sweep.START_FILE).write_text(run._start()[:length])
+    assert run.find_state() == sweep.NEW
+
+
+def test_a_kill_while_the_mark_is_written_leaves_the_old_one_or_none(tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr("os.replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        run.mark_start()
+    assert run.find_state() == sweep.NEW and any(run.directory.iterdir())
+    monkeypatch.undo()
+    run.mark_start()
+    other = dataclasses.replace(run, argv=("b.yaml",))
+    monkeypatch.setattr("os.replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        other.mark_start()
+    assert run.find_state() == sweep.NEW and other.find_state() == sweep.FOREIGN
