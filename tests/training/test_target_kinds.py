@@ -278,3 +278,21 @@ def test_ignored_rows_have_no_loss_where_images_are_mixed_and_labels_smoothed(tm
     items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
     loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_the_loss_of_soft_targets_is_that_of_the_known_rows_however_they_are_cut(tmp_path, batch):
+    rows = make_rows(9, soft=True)
+    for row in rows[2:5]:
+        row["label"] = torch.full((3,), torch.nan)
+    trainer = ImageClassificationTrainer(
+        model=make_model(problem_type=SINGLE),
+        args=make_args(tmp_path, per_device_eval_batch_size=batch),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    known = rows[:2] + rows[5:]
+    with torch.no_grad():
+        logits = trainer.model.eval()(torch.stack([row["pixel_values"] for row in known])).logits
+    expected = torch.nn.functional.cross_entropy(logits, torch.stack([row["label"] for row in known]))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
