@@ -42,10 +42,16 @@ SCORES = {
     "r2": ("R²", BLUE, False),
     "pearson": ("Pearson correlation", GREEN, False),
 }
+LEGEND_LINE = 0.17  # inches
 LINE_STYLES = ["-", "--", ":", "-."]
 
 
-def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
+def has_curves(log_history: Sequence[dict]) -> bool:
+    """Whether there is anything for `draw_curves` to draw: a run of fewer steps than `logging_steps` has logged nothing."""
+    return bool(_series(log_history, "loss")[0].size or any(_evaluation_series(log_history)))
+
+
+def draw_curves(log_history: Sequence[dict], path: str | Path, *, loss_unit: str | None = None) -> Path:
     """Draw loss, scores and learning rate over the steps of a run.
 
     Args:
@@ -53,6 +59,7 @@ def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
             metrics in `SCORES` (`eval_top1`, ...) are evaluations, which may carry the name of one of several
             evaluation sets, as in `eval_twitter_top1`. Panels without data are left out.
         path: the PNG file to write; its folder is made if need be.
+        loss_unit: of the axis of the loss; by default told from the metrics.
 
     Returns:
         The path.
@@ -63,7 +70,7 @@ def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
     train_loss = _series(log_history, "loss")
     learning_rate = _series(log_history, "learning_rate")
     losses, scores = _evaluation_series(log_history)
-    unit = _loss_unit(log_history)
+    unit = loss_unit or _loss_unit(log_history)
     panels = []
     if train_loss[0].size or losses:
         panels.append(lambda axes: _draw_loss(axes, train_loss, losses, unit))
@@ -77,10 +84,13 @@ def draw_curves(log_history: Sequence[dict], path: str | Path) -> Path:
     if learning_rate[0].size:
         panels.append(lambda axes: _draw_learning_rate(axes, learning_rate))
 
-    figure = new_figure(4.4 * len(panels), 3.7)
+    legend_lines = max(len(losses) + bool(train_loss[0].size), len(scores))
+    figure = new_figure(4.4 * len(panels), 3.5 + LEGEND_LINE * legend_lines)
     last_step = max(entry.get("step", 0) for entry in log_history)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes)
+        # Legends stand between title and axes, where no line can run through them.
+        axes.set_title(axes.get_title("left"), loc="left", fontweight="bold", pad=8 + 72 * LEGEND_LINE * legend_lines)
         _finish_curve(axes, last_step, _steps_per_epoch(log_history))
     return save_figure(figure, path)
 
@@ -247,9 +257,9 @@ def _draw_loss(axes, train_loss, losses, unit: str):
     if not any(np.isfinite(values).any() for _, values in (train_loss, *losses.values())):
         axes.set_yticks([])
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=GREY)
-    axes.set_title("Loss", loc="left", fontweight="bold")
+    axes.set_title("Loss", loc="left")
     axes.set_ylabel(unit)
-    axes.legend(frameon=False, fontsize=8)
+    _add_legend(axes)
 
 
 def _draw_scores(axes, scores):
@@ -265,14 +275,19 @@ def _draw_scores(axes, scores):
         axes.plot(steps, factor * values, color=colour, linestyle=style, label=label, **_markers(steps))
     is_accuracy = {"top1", "accuracy"} & {metric for metric, _ in scores}
     title = "Accuracy on the evaluation set" if is_accuracy else "On the evaluation set"
-    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_title(title, loc="left")
     axes.set_ylabel("%" if is_percent else "")
-    axes.legend(frameon=False, fontsize=8)
+    _add_legend(axes)
+
+
+def _add_legend(axes):
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0, "labelspacing": 0.3}
+    axes.legend(frameon=False, fontsize=8, **place)
 
 
 def _draw_learning_rate(axes, learning_rate):
     axes.plot(*learning_rate, color=GREEN, **_markers(learning_rate[0]))
-    axes.set_title("Learning rate", loc="left", fontweight="bold")
+    axes.set_title("Learning rate", loc="left")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:.3g}")
 

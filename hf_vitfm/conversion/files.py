@@ -1,6 +1,7 @@
 """Finding and reading the weight files of a folder or Hub repository; only formats that cannot run code."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -13,6 +14,25 @@ from transformers.utils import cached_file
 # In the order of preference.
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def check_source(source) -> None:
+    """Say that a folder is not there, where a source can only be one: the Hub would complain about its form.
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        FileNotFoundError: if the source is absolute, begins with ., .. or ~, or has more than one slash, and does not
+            exist.
+    """
+    text = os.fspath(source)
+    is_path = os.path.isabs(text) or text.startswith(("./", "../", "~")) or text.strip("/").count("/") > 1
+    if is_path and not os.path.exists(text):
+        raise FileNotFoundError(
+            f"{text!r} does not exist. Name a folder that holds a checkpoint, or a Hub id such as "
+            "'google/vit-base-patch16-224'."
+        )
 
 
 def read_state_dict(source, **where) -> dict[str, Tensor]:

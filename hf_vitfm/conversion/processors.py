@@ -2,6 +2,8 @@
 
 from transformers import AutoImageProcessor
 
+from .files import check_source
+
 
 def load_image_processor(source, image_size=None, **kwargs):
     """Load transformers' image processor of a checkpoint.
@@ -13,8 +15,10 @@ def load_image_processor(source, image_size=None, **kwargs):
         **kwargs: passed on (`revision`, `token`, `subfolder`, ...).
 
     Raises:
+        FileNotFoundError: if the source is a path that does not exist.
         OSError: if the source has no preprocessor_config.json.
     """
+    check_source(source)
     try:
         processor = AutoImageProcessor.from_pretrained(source, **kwargs)
     except OSError as error:

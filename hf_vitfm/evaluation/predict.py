@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..conversion.files import check_source
 from ..data.decode import decode_image
 from ..data.sources.splits import IMAGE_SUFFIXES
 from ..data.sources.walk import walk_files
@@ -80,10 +81,12 @@ def load_classifier(source: str | Path, **options: Any) -> torch.nn.Module:
         **options: of `from_pretrained`: `dtype`, `revision`, ...
 
     Raises:
+        FileNotFoundError: if the source is a path that does not exist.
         ValueError: if the checkpoint lacks weights, as one without a trained head does: its answers would be random.
     """
     from transformers import AutoModelForImageClassification
 
+    check_source(source)
     model, info = AutoModelForImageClassification.from_pretrained(source, output_loading_info=True, **options)
     missing = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if missing:
@@ -166,10 +169,12 @@ class _Files(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        file = self.files[index]
         try:
-            return index, self.transform(decode_image(self.files[index]))
+            return index, self.transform(decode_image(file))
         except Exception as error:  # one file of thousands must not end the run, whatever is wrong with it
-            return index, " ".join(str(error).split()) or type(error).__name__
+            reason = str(error).removeprefix(f"{file} ")  # the answer names the file already
+            return index, " ".join(reason.split()) or type(error).__name__
 
 
 def _collate(rows: list[tuple[int, Tensor | str]]) -> tuple[list[tuple[int, str]], list[tuple[list[int], Tensor]]]:

@@ -1,5 +1,6 @@
 """Training arguments for images: what transformers' `TrainingArguments` has no name for, and defaults of this field."""
 
+import logging
 import os
 from dataclasses import dataclass, field
 
@@ -8,6 +9,9 @@ from transformers import TrainingArguments
 from ..data.mixing import Mixing
 from ..data.order import ON_BAD_IMAGE
 from ..data.transforms import TrainOptions
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -115,6 +119,12 @@ class VisionTrainingArguments(TrainingArguments):
             raise ValueError(f'`class_weights` must be "balanced" or None; got {self.class_weights!r}.')
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {self.on_bad_image!r}.")
+        if 0 < self.max_steps <= self.warmup_steps:
+            logger.warning(
+                "`warmup_steps` %g is not less than `max_steps` %d: the learning rate never reaches its peak.",
+                self.warmup_steps,
+                self.max_steps,
+            )
         self._check_augmentation()
 
     def _check_learning_rates(self) -> None:

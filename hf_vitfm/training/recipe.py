@@ -4,7 +4,7 @@ import argparse
 import difflib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
+from ..conversion.files import check_source
 from ..data.datasets import load_images
 from ..data.labels import count_unlabelled
 from ..data.sources.stream import open_stream
@@ -35,6 +36,7 @@ SMOKE_ROWS = 32
 SMOKE_HOLDOUT = 0.25
 SMOKE_TRAINING = {
     "max_steps": 2,
+    "warmup_steps": 0,
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 16,
     "gradient_accumulation_steps": 1,
@@ -61,7 +63,14 @@ class DataArguments:
 
     dataset: str = field(metadata={"help": "embedded sample, folder, parquet file or Hub id"})
     image_column: str | None = field(default=None, metadata={"help": "column of the images, found if not given"})
-    label_column: str | None = field(default=None, metadata={"help": "column of the labels, found if not given"})
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={"help": "column of the labels, found if not given; several are numbers in 0..1, one per class"},
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "of a stream that does not hold them, by class id; or a text file with one name per line"},
+    )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(
         default=None, metadata={"help": "split to evaluate on; by default validation, else test"}
@@ -83,6 +92,12 @@ class DataArguments:
     )
     keep_in_memory: bool = field(default=False, metadata={"help": "decode all images once (small sets)"})
     smoke: bool = field(default=False, metadata={"help": "a few steps of a tiny model on embedded images"})
+
+    def __post_init__(self):
+        if isinstance(self.label_column, list) and len(self.label_column) == 1:
+            (self.label_column,) = self.label_column  # one column of labels, and not one class
+        if isinstance(self.class_names, str):
+            self.class_names = [self.class_names]
 
     def describe(self) -> dict:
         """What the model card says of the data set."""
@@ -106,6 +121,8 @@ class DataArguments:
             return train, test, "test"
         if self.streaming:
             return self._open_streams()
+        if self.class_names is not None:
+            raise ValueError("`class_names` are for `streaming`; data that is loaded has its own. Leave them out.")
         splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
         train = self._split(splits, self.train_split)
         if self.train_rows is not None:
@@ -128,14 +145,30 @@ class DataArguments:
                 "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
                 "and give `eval_split`."
             )
+        if isinstance(self.label_column, list):
+            raise ValueError(
+                f"A stream has one column of labels; got {', '.join(self.label_column)}. Leave `streaming` out to make "
+                "several labels of several columns."
+            )
         columns = {"image_column": self.image_column, "label_column": self.label_column}
-        train = open_stream(self.dataset, self.train_split, **columns)
+        train = open_stream(self.dataset, self.train_split, label_names=self._read_class_names(), **columns)
         for name in ("validation", "test") if self.eval_split is None else (self.eval_split,):
             try:
                 return train, open_stream(self.dataset, name, label_names=train.label_names, **columns), name
             except FileNotFoundError as error:
                 missing = error
         raise ValueError(f"{self.dataset!r} has no shards to evaluate on. Give `eval_split`.") from missing
+
+    def _read_class_names(self) -> list[str] | None:
+        if self.class_names is None or len(self.class_names) > 1:
+            return self.class_names
+        (file,) = self.class_names
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"`class_names` {file!r} is no file. Give a text file with one name per line, or two names or more."
+            )
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
 
     def _split(self, splits, name: str):
         if name not in splits:
@@ -194,16 +227,30 @@ def parse_recipe(argument_classes: Sequence[type], argv: Sequence[str] | None = 
         parser.error(f"the configuration file comes first: CONFIG.yaml {' '.join(argv)}")
     settings = _read_yaml(argv[0], argument_classes, parser) if argv and not argv[0].startswith("-") else {}
     _set_defaults(parser, settings)
-    values = vars(parser.parse_args(argv))
+    values = _read_options(parser, argv)
     adjusted = _adjust(values, settings, argument_classes)
     if adjusted:
         _set_defaults(parser, adjusted)
-        values = vars(parser.parse_args(argv))
+        values = _read_options(parser, argv)
     if str(values.get("resume_from_checkpoint")).lower() in ("true", "false"):
         values["resume_from_checkpoint"] = values["resume_from_checkpoint"].lower() == "true"
     return tuple(
         cls(**{item.name: values[item.name] for item in fields(cls) if item.init}) for cls in argument_classes
     )
+
+
+def _read_options(parser: HfArgumentParser, argv: Sequence[str]) -> dict:
+    values, unknown = parser.parse_known_args(argv)
+    for option in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+        parser.error(f"unknown option {option}.{_suggest(option, parser._option_string_actions)}")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return vars(values)
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _set_defaults(parser: HfArgumentParser, settings: dict) -> None:
@@ -221,7 +268,7 @@ def _adjust(values: dict, settings: dict, argument_classes: Sequence[type]) -> d
     if values.get("holdout") is not None and "holdout" not in settings and "eval_split" in settings:
         adjusted["eval_split"] = None
     if "dataset" in settings and values.get("dataset") != settings["dataset"]:
-        describing = ("title", "license", "eval_split", "train_split", "image_column", "label_column")
+        describing = ("title", "license", "eval_split", "train_split", "image_column", "label_column", "class_names")
         known = {item.name: item.default for cls in argument_classes for item in fields(cls)}
         adjusted |= {name: known[name] for name in describing if name in settings}
     if values.get("smoke"):
@@ -251,9 +298,7 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
     known = {item.name: item for item in fields(SweepArguments)} | own
     for key, value in settings.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            parser.error(f"{path}: unknown key {key!r}.{hint}")
+            parser.error(f"{path}: unknown key {key!r}.{_suggest(key, known)}")
         if isinstance(value, str) and known[key].type in (float, float | None, int, int | None):
             parser.error(f"{path}: {key}: {value!r} is text, not a number; write 1.0e-4 in place of 1e-4.")
         if known[key].type is dict and not isinstance(value, dict):
@@ -275,8 +320,10 @@ def load_for_fine_tuning(checkpoint: str, **fields):
         **fields: of the configuration: `id2label`, `label2id`, `image_size`, `drop_path_rate`, ...
 
     Raises:
+        FileNotFoundError: if the checkpoint is a path that does not exist.
         ValueError: if weights other than the head's are missing or have another shape.
     """
+    check_source(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
     if config.model_type in ("vit", VitfmViTConfig.model_type):
         fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (ViT, section 3.2)

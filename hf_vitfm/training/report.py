@@ -11,7 +11,7 @@ import torch
 import torchvision
 import transformers
 
-from ..cards.figures import draw_confusion, draw_curves, draw_examples
+from ..cards.figures import draw_confusion, draw_curves, draw_examples, has_curves
 from ..cards.model_card import MARKER, create_model_card
 from ..cards.redact import redact, redact_command
 from ..cards.target_figures import draw_average_precision, draw_scatter
@@ -45,9 +45,9 @@ def check_output(directory: str) -> None:
 def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict) -> dict:
     """Evaluate a trained classifier and write everything that belongs to the run into its output folder.
 
-    Writes the model, the processor, all_results.json, run.json, README.md and pictures: curves.png, and confusion.png and
-    examples.png for one class per image, average_precision.png for several labels, scatter.png for numbers.
-    Call it in every process; the first one writes.
+    Writes the model, the processor, all_results.json, run.json, README.md and pictures: curves.png, unless the run was
+    too short to log anything; confusion.png and examples.png for one class per image, average_precision.png for several
+    labels, scatter.png for numbers. Call it in every process; the first one writes.
 
     Args:
         trainer: after `train()`; its targets are class ids, several labels or numbers.
@@ -70,7 +70,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     known = known_rows(labels)
     rows = _Pictures(rows, known.nonzero().flatten().tolist())
     prediction.metrics["eval_samples"] = len(rows)
-    draw_curves(trainer.state.log_history, directory / "curves.png")
+    _draw_history(trainer.state.log_history, directory / "curves.png", run.get("target_scale") is not None)
     details = _report_targets(trainer, rows, outputs[known], labels[known])
     trainer.log_metrics("eval", prediction.metrics)
     trainer.save_metrics("eval", prediction.metrics)
@@ -97,6 +97,14 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     create_model_card(directory, run=record)
     write_text(directory / "run.json", json.dumps(record, indent=2) + "\n")  # last: with it a run counts as finished
     return prediction.metrics
+
+
+def _draw_history(log_history: list[dict], path: Path, standardized: bool) -> None:
+    if has_curves(log_history):
+        unit = "mean squared error, standardised numbers" if standardized else None
+        draw_curves(log_history, path, loss_unit=unit)
+    else:
+        path.unlink(missing_ok=True)  # the card would show an earlier run's
 
 
 class _Pictures(Sequence):

@@ -41,13 +41,15 @@ class Targets:
         }
 
 
-def read_targets(dataset: "Dataset", problem_type: str | None = None) -> Targets:
+def read_targets(dataset: "Dataset", problem_type: str | None = None, column: str | None = None) -> Targets:
     """Tell from the column `label` what there is to predict.
 
     Args:
         dataset: rows as `load_images` gives them.
         problem_type: one of single_label_classification, multi_label_classification, regression. None: class ids are one
             class per image, vectors of 0 and 1 several labels, other vectors and single numbers regression.
+        column: what outputs are called of which the data set does not hold the names, such as the name that the column
+            had in its file: "price" for one output, "price 0", "price 1", ... for several. None: "output 0", ...
 
     Raises:
         ValueError: if the problem type is unknown or does not fit the labels.
@@ -56,8 +58,8 @@ def read_targets(dataset: "Dataset", problem_type: str | None = None) -> Targets
         raise ValueError(f"`problem_type` must be one of {SINGLE}, {MULTI}, {REGRESSION}; got {problem_type!r}.")
     if "label" not in dataset.features or (problem_type == REGRESSION and not hasattr(dataset, "add_column")):
         raise ValueError(
-            "A stream is for class ids whose names are known, as parquet files of `datasets` hold them. Load other "
-            "labels without `streaming`."
+            "A stream is for class ids whose names are known. Parquet files of `datasets` hold them; for others, such "
+            "as tars, give `class_names`. Load other labels without `streaming`."
         )
     names = getattr(dataset.features["label"], "names", None)
     if names is not None and problem_type in (None, SINGLE):
@@ -75,13 +77,12 @@ def read_targets(dataset: "Dataset", problem_type: str | None = None) -> Targets
             f"{SINGLE} needs one class per image here; the labels are {dataset.features['label']}. "
             "`ImageClassificationTrainer` takes rows of probabilities."
         )
-    return Targets(kind, output_names(dataset, 1 if values.ndim == 1 else values.shape[1]))
-
-
-def output_names(dataset: "Dataset", count: int) -> list[str]:
-    """Names of the outputs for labels that are vectors or numbers: those that the data set holds, or their numbers."""
     names = label_names(dataset)
-    return names if names is not None and len(names) == count else [f"output {i}" for i in range(count)]
+    count = 1 if values.ndim == 1 else values.shape[1]
+    if names is None or len(names) != count:
+        is_one = column is not None and values.ndim == 1
+        names = [column] if is_one else [f"{column or 'output'} {i}" for i in range(count)]
+    return Targets(kind, names)
 
 
 def as_numbers(dataset: "Dataset") -> "Dataset":

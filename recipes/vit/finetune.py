@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> dict:
     problem_type = None if data_args.smoke else model_args.problem_type
     if problem_type == REGRESSION:
         train_rows, eval_rows = as_numbers(train_rows), as_numbers(eval_rows)
-    targets = read_targets(train_rows, problem_type)
+    column = data_args.label_column if isinstance(data_args.label_column, str) else None
+    targets = read_targets(train_rows, problem_type, column)
     if targets.problem_type != SINGLE:
         training_args.label_smoothing_factor = 0.0  # it spreads the one class's probability over the others
     # 2. Model and image processor

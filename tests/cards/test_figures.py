@@ -8,7 +8,7 @@ from PIL import Image
 
 from hf_vitfm.cards import figures
 from hf_vitfm.cards.canvas import whole_percent
-from hf_vitfm.cards.figures import _most_confused, draw_confusion, draw_curves, draw_examples
+from hf_vitfm.cards.figures import _most_confused, draw_confusion, draw_curves, draw_examples, has_curves
 
 
 LONG_NAMES = ["a rather long name of a class, with $x_1$ and more $ signs", "W" * 60]
@@ -53,11 +53,13 @@ def test_curves_get_a_panel_for_what_was_logged(tmp_path):
     ids=["many", "one", "nan", "before training", "two sets"],
 )
 def test_curves_of_unusual_histories_are_drawn(tmp_path, log):
+    assert has_curves(log)
     assert min(picture_size(draw_curves(log, tmp_path / "curves.png"))) > 400
 
 
 @pytest.mark.parametrize("log", [[], [{"train_runtime": 1.0, "step": 3}]])
 def test_curves_of_nothing_are_an_error(tmp_path, log):
+    assert not has_curves(log)
     with pytest.raises(ValueError, match=f"`log_history` has {len(log)} entries"):
         draw_curves(log, tmp_path / "curves.png")
 

@@ -15,8 +15,9 @@ from transformers import ViTImageProcessor, pipeline
 from hf_vitfm import ViTConfig, ViTForImageClassification
 from hf_vitfm.cli.main import main as command
 from hf_vitfm.data.samples import load_sample
-from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments
+from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, parse_recipe
 from recipes.vit import finetune
+from tests.data.images import encode, noise, write_tar
 
 
 FOLDER = "recipes/vit/configs/folder.yaml"
@@ -94,6 +95,16 @@ def write_table(path: Path, labels: list, feature=None) -> Path:
     return path
 
 
+def write_csv(folder: Path, columns: dict[str, list[int]]) -> None:
+    """A table of pictures beside it, with one value of each column per picture."""
+    folder.mkdir(exist_ok=True)
+    lines = [",".join(["file", *columns])]
+    for i, (image, *values) in enumerate(zip(pictures(), *columns.values(), strict=True)):
+        image.save(folder / f"{i}.png")
+        lines.append(",".join([f"{i}.png", *map(str, values)]))
+    (folder / "data.csv").write_text("\n".join(lines))
+
+
 def results(output: Path) -> tuple[dict, list]:
     metrics = json.loads((output / "all_results.json").read_text())
     return metrics, ModelCard.load(output / "README.md").data.eval_results
@@ -143,6 +154,51 @@ def test_numbers_from_data_to_card(tmp_path, tiny_checkpoint):
     assert table.read_text().splitlines()[0] == "file,output 0,error"
 
 
+def test_numbers_keep_the_name_of_their_column(tmp_path, tiny_checkpoint):
+    write_csv(tmp_path / "homes", {"price": [100 + i for i in range(24)]})
+    options = ["--label_column", "price", "--problem_type", "regression", "--max_steps", "1", "--logging_steps", "1"]
+    output = tmp_path / "run"
+    _, record, card = run(output, tmp_path / "homes" / "data.csv", tiny_checkpoint, *options)
+    assert list(record["per_output"]) == ["price"] and "output 0" not in card
+    assert json.loads((output / "config.json").read_text())["id2label"] == {"0": "price"}
+    table = tmp_path / "table.csv"
+    assert command(["predict", str(output), str(output / "scatter.png"), "--output", str(table)]) == 0
+    assert table.read_text().splitlines()[0] == "file,price,error"
+
+
+def test_several_columns_are_several_labels(tmp_path, tiny_checkpoint):
+    write_csv(tmp_path, {"coat": [i % 2 for i in range(24)], "bright": [int(i % 3 == 0) for i in range(24)]})
+    options = ["--label_column", "coat", "bright", "--max_steps", "1"]
+    _, record, _ = run(tmp_path / "run", tmp_path / "data.csv", tiny_checkpoint, *options)
+    assert record["problem_type"] == "multi_label_classification" and list(record["per_class"]) == ["coat", "bright"]
+
+
+@pytest.mark.parametrize(
+    ("written", "option", "expected"),
+    [
+        (["coat", "bright"], [], ["coat", "bright"]),
+        ("coat", [], "coat"),
+        (["coat"], [], "coat"),
+        ("price", ["--label_column", "coat", "bright"], ["coat", "bright"]),
+        (["coat", "bright"], ["--label_column", "price"], "price"),
+    ],
+)
+def test_one_name_is_one_column_of_labels(tmp_path, written, option, expected):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"dataset": "data.csv", "label_column": written}))
+    (arguments,) = parse_recipe([DataArguments], [str(config), *option])
+    assert arguments.label_column == expected
+
+
+def test_a_run_too_short_to_log_has_a_card_without_curves(tmp_path, emoji_folder, tiny_checkpoint):
+    (tmp_path / "curves.png").touch()  # of a longer run
+    options = ["--max_steps", "2", "--logging_steps", "5", "--eval_strategy", "no", "--save_strategy", "no"]
+    _, record, card = run(tmp_path, emoji_folder, tiny_checkpoint, *options)
+    assert record["hyperparameters"]["steps"] == 2
+    assert "confusion.png" in card and "curves.png" not in card
+    assert (tmp_path / "confusion.png").exists() and not (tmp_path / "curves.png").exists()
+
+
 def test_vectors_without_names_get_numbers(tmp_path, tiny_checkpoint):
     data = write_table(tmp_path / "data", [[i % 2, 1] for i in range(24)], datasets.List(datasets.Value("int64")))
     _, record, _ = run(tmp_path / "run", data, tiny_checkpoint, "--max_steps", "1")
@@ -169,6 +225,42 @@ def test_a_stream_is_trained_on_and_drawn(tmp_path, tiny_checkpoint):
     assert list(record["per_class"]) == ["even", "odd"] and metrics["eval_samples"] == 24
     with pytest.raises(ValueError, match="without `streaming`"):
         run(tmp_path / "other", data, tiny_checkpoint, *options, "--problem_type", "regression")
+
+
+def test_tars_are_streamed_where_the_names_of_the_classes_are_given(tmp_path, tiny_checkpoint):
+    data, names = tmp_path / "data", ["even", "odd"]
+    data.mkdir()
+    for split, classes in (("train", "01"), ("test", names)):  # ids and names
+        members = {}
+        for i in range(24):
+            members |= {f"{i:02d}.png": encode(noise(16, 16, seed=i)), f"{i:02d}.cls": classes[i % 2]}
+        write_tar(data / f"{split}.tar", members)
+    options = ["--max_steps", "2", "--streaming", "true"]
+    output = tmp_path / "run"
+    metrics, record, _ = run(output, data, tiny_checkpoint, *options, "--class_names", *names)
+    assert list(record["per_class"]) == names and metrics["eval_samples"] == 24
+    with pytest.raises(ValueError, match="give `class_names`"):
+        run(tmp_path / "other", data, tiny_checkpoint, *options)
+
+
+def test_class_names_can_be_in_a_file(tmp_path):
+    write_tar(tmp_path / "train.tar", {"0.png": encode(noise(16, 16, seed=0)), "0.cls": "tabby cat"})
+    shutil.copy(tmp_path / "train.tar", tmp_path / "test.tar")
+    names = tmp_path / "names.txt"
+    names.write_text("goldfish\ntabby cat\n\n")
+    options = {"dataset": str(tmp_path), "streaming": True}
+    train, test, _ = DataArguments(class_names=[str(names)], **options).load(seed=0)
+    assert train.label_names == test.label_names == ["goldfish", "tabby cat"]
+    assert train[0]["label"] == 1
+    with pytest.raises(FileNotFoundError, match="one name per line"):
+        DataArguments(class_names=["missing.txt"], **options).load(seed=0)
+
+
+def test_options_that_do_not_go_together_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`class_names` are for `streaming`"):
+        DataArguments(dataset="fashion-mnist", class_names=["a", "b"]).load(seed=0)
+    with pytest.raises(ValueError, match="one column of labels; got coat, bright"):
+        DataArguments(dataset="x", streaming=True, label_column=["coat", "bright"]).load(seed=0)
 
 
 def test_folders_named_by_numbers_can_be_numbers(tmp_path, tiny_checkpoint):

@@ -14,7 +14,9 @@ from transformers import ViTConfig, ViTImageProcessor, pipeline
 from transformers import ViTForImageClassification as TheirViT
 
 from hf_vitfm import ViTConfig as OurConfig
+from hf_vitfm import load_image_processor
 from hf_vitfm.data.samples import load_sample
+from hf_vitfm.evaluation.predict import load_classifier
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.targets import SINGLE, Targets
@@ -177,6 +179,14 @@ def test_mistakes_in_a_config_are_named(tmp_path, capsys, settings, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_misspelt_option_is_named(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", **BASE)
+    for option in ("--layer_dekay", "--layer_dekay=0.5"):
+        with pytest.raises(SystemExit):
+            parse(config, option, "0.5")
+        assert "unknown option --layer_dekay. Did you mean '--layer_decay'?" in capsys.readouterr().err
+
+
 def test_a_missing_config_is_named(capsys):
     with pytest.raises(SystemExit):
         parse("nowhere.yaml", "--dataset", "fashion-mnist")
@@ -314,6 +324,13 @@ def test_fine_tuning_refuses_weights_that_would_start_at_random(tmp_path, fields
     with pytest.raises(ValueError, match=message):
         load_for_fine_tuning(str(tmp_path), **fields)
     assert load_for_fine_tuning(str(tmp_path), pooling="mean", num_labels=5).config.num_labels == 5
+
+
+@pytest.mark.parametrize("load", [load_for_fine_tuning, load_image_processor, load_classifier])
+def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path, load):
+    for source in (str(tmp_path / "nope"), "./nope", "../nope", "runs/of/nope"):
+        with pytest.raises(FileNotFoundError, match=f"{source}' does not exist"):
+            load(source)
 
 
 def test_positions_that_cannot_be_resized_are_refused(tmp_path):

@@ -62,6 +62,15 @@ def test_bad_values_are_errors(options, message):
         make(**options)
 
 
+def test_a_warmup_that_never_ends_is_warned_of(caplog):
+    make(max_steps=10, warmup_steps=9)
+    make(max_steps=10, warmup_steps=0.5)  # a share
+    make(num_train_epochs=1, warmup_steps=500)
+    assert "warmup_steps" not in caplog.text
+    make(max_steps=10, warmup_steps=10)
+    assert "`warmup_steps` 10 is not less than `max_steps` 10" in caplog.text
+
+
 def test_padding_replaces_the_resized_crop():
     assert make(crop_padding=2).train_transform_options == {"horizontal_flip": 0.5, "crop_padding": 2}
     assert make().train_transform_options == {"horizontal_flip": 0.5, "crop_scale": (0.08, 1.0)}
