@@ -42,7 +42,7 @@ SCORES = {
     "r2": ("R²", BLUE, False),
     "pearson": ("Pearson correlation", GREEN, False),
 }
-LEGEND_LINE = 0.17  # inches
+LEGEND_LINE = 0.15  # inches
 LINE_STYLES = ["-", "--", ":", "-."]
 
 

@@ -101,7 +101,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
 
 def _draw_history(log_history: list[dict], path: Path, standardized: bool) -> None:
     if has_curves(log_history):
-        unit = "mean squared error, standardised numbers" if standardized else None
+        unit = "mean squared error, standardised" if standardized else None
         draw_curves(log_history, path, loss_unit=unit)
     else:
         path.unlink(missing_ok=True)  # the card would show an earlier run's
