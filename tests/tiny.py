@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hf_vitfm import ViTConfig
+from hf_vitfm import MAEConfig, MAEForPreTraining, ViTConfig
 
 
 FIELDS = {
@@ -14,6 +14,15 @@ FIELDS = {
     "image_size": 32,
     "patch_size": 8,
     "num_labels": 5,
+}
+
+
+MAE_FIELDS = {
+    **{name: value for name, value in FIELDS.items() if name != "num_labels"},
+    "decoder_hidden_size": 24,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 40,
 }
 
 
@@ -31,6 +40,11 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         is_scale = "norm" in name and name.endswith("weight")
         parameter.copy_(1 + 0.2 * values if is_scale else 0.2 * values)
     return model.eval()
+
+
+def tiny_mae(**fields) -> MAEForPreTraining:
+    """A masked autoencoder of that size with random weights."""
+    return randomize(MAEForPreTraining(MAEConfig(**{**MAE_FIELDS, **fields})))
 
 
 def random_images(batch: int = 2, height: int = 32, width: int = 32, seed: int = 1) -> Tensor:

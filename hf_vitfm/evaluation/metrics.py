@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.modeling_losses import known_rows
 from .calibration import calibration_error
 
 
@@ -193,6 +194,18 @@ def _check_indices(what: str, values: np.ndarray, num_classes: int):
             f"The {what} must be in 0..{num_classes - 1} for {num_classes} classes; got values from "
             f"{int(values.min())} to {int(values.max())}. Check that there is one class name per output of the model."
         )
+
+
+def keep_labelled(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the rows whose targets hold no NaN, as float64 on the CPU.
+
+    Raises:
+        ValueError: if no row is left.
+    """
+    kept = known_rows(targets)
+    if not kept.any():
+        raise ValueError("No row has a target without NaN; at least one is needed. Check the evaluation set.")
+    return predictions[kept].detach().cpu().double(), targets[kept].detach().cpu().double()
 
 
 def unique_names(class_names: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.modeling_losses import classification_loss, known_rows
-from .metrics import unique_names
+from ..models.modeling_losses import classification_loss
+from .metrics import keep_labelled, unique_names
 
 
 def multi_label_metrics(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> dict:
@@ -81,10 +81,7 @@ def _check(logits: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, T
             f"`logits` and `targets` must have the shape (rows, {num_classes}), one column per class; got "
             f"{tuple(logits.shape)} and {tuple(targets.shape)}. Pass multi-hot targets."
         )
-    kept = known_rows(targets)
-    if not kept.any():
-        raise ValueError("No row has a target without NaN; at least one is needed. Check the evaluation set.")
-    logits, targets = logits[kept].detach().cpu().double(), targets[kept].detach().cpu().double()
+    logits, targets = keep_labelled(logits, targets)
     if not ((targets == 0) | (targets == 1)).all():
         raise ValueError(
             f"`targets` must be 0 or 1 for several labels; got values from {targets.min():g} to {targets.max():g}. "

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.modeling_losses import known_rows
-from .metrics import unique_names
+from .metrics import keep_labelled, unique_names
 
 
 MEASURES = ("rmse", "mae", "r2", "pearson")
@@ -64,7 +63,5 @@ def _check(predictions: Tensor, targets: Tensor, num_outputs: int) -> tuple[np.n
             f"`predictions` and `targets` must have the shape (rows, {num_outputs}), one column per output; got "
             f"{given[0]} and {given[1]}."
         )
-    kept = known_rows(targets)
-    if not kept.any():
-        raise ValueError("No row has a target without NaN; at least one is needed. Check the evaluation set.")
-    return predictions[kept].detach().cpu().double().numpy(), targets[kept].detach().cpu().double().numpy()
+    predictions, targets = keep_labelled(predictions, targets)
+    return predictions.numpy(), targets.numpy()

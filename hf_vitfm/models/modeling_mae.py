@@ -72,7 +72,6 @@ class MAEPreTrainedModel(VitfmPreTrainedModel):
     config_class = VitfmMAEConfig
     base_model_prefix = "vit"
     accepts_loss_kwargs = False  # the loss is a mean over the masked patches of this batch
-    _no_split_modules = ["VisionEmbeddings", "EncoderLayer"]
 
     def _init_dense(self, module: nn.Linear | nn.Conv2d) -> None:
         fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()  # a patch is a row, as for a Linear
@@ -156,8 +155,7 @@ class MAEModel(MAEPreTrainedModel):
             raise ValueError(
                 f"`noise` must have one value per patch, {(batch, num_patches)}; got {tuple(noise.shape)}."
             )
-        keep, _, mask, ids_restore = split_patches(noise, visible)
-        return keep, mask, ids_restore
+        return split_patches(noise, visible)
 
     def draw_noise(self, batch: int, grid: tuple[int, int], device) -> Tensor:
         """Noise (B, P) from the global generator in training; in evaluation the same for every image and call."""

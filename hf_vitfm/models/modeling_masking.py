@@ -73,7 +73,7 @@ def fixed_noise(num_patches: int, device) -> Tensor:
     return (state >> 8).float() / (1 << 24)
 
 
-def split_patches(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def split_patches(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
     """Split patches by their noise.
 
     Args:
@@ -81,10 +81,10 @@ def split_patches(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor, 
         visible: V, the number of patches that stay visible.
 
     Returns:
-        The indices of the visible patches (B, V) and of the masked ones (B, P - V), the mask (B, P) in float32 with 1
-        for a masked patch, and `ids_restore` (B, P): the place of each patch in the order visible, then masked.
+        The indices of the visible patches (B, V), the mask (B, P) in float32 with 1 for a masked patch, and
+        `ids_restore` (B, P): the place of each patch in the order visible, then masked.
     """
     shuffle = noise.argsort(dim=1, stable=True)
-    keep, masked = shuffle[:, :visible], shuffle[:, visible:]
+    keep = shuffle[:, :visible]
     mask = torch.ones(noise.shape, device=noise.device).scatter(1, keep, 0.0)
-    return keep, masked, mask, shuffle.argsort(dim=1)
+    return keep, mask, shuffle.argsort(dim=1)

@@ -44,10 +44,11 @@ class ResumableTrainer(Trainer):
     """transformers' Trainer with checkpoints that are whole or absent, and with endings that say where to go on.
 
     - A checkpoint is written beside its place, synced and renamed; `resume_from_checkpoint=True` takes the last whole one.
-    - A resume checks that data, seed and global batch are those of the checkpoint, on any number of processes.
+    - A resume checks that the number of rows, seed and global batch are those of the checkpoint, on any number of
+      processes.
     - Weights are read by `from_pretrained`, so that models whose files have other names (transformers' own) get them.
     - SIGTERM ends the run after the running step, with a checkpoint and `TrainingStopped`.
-    - A loss that is not finite ends the run on all processes.
+    - A loss that is not finite ends the run on all processes, and weights that are not are never saved.
     - However a run ends early, the log names the last good checkpoint.
     """
 
@@ -69,8 +70,9 @@ class ResumableTrainer(Trainer):
 
         Raises:
             ValueError: if there is no such checkpoint, or it does not fit this run.
+            FileExistsError: if a run that begins finds checkpoints of an earlier one in `args.output_dir`.
             TrainingStopped: after SIGTERM.
-            FloatingPointError: if the loss is not finite.
+            FloatingPointError: if the loss, or a weight that is to be kept, is not finite.
         """
         resume_from_checkpoint = self._find_checkpoint(resume_from_checkpoint or None)
         self.must_stop = self._was_asked = False
@@ -293,9 +295,6 @@ class ResumableTrainer(Trainer):
             best = checkpoints.checkpoint_path(run_dir, self.state.best_global_step)
             if best.exists() or self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(best)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: the card is written from the results files, after the final evaluation (`cards.create_model_card`)."""
 
     # Stopping
 

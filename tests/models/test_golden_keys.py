@@ -11,8 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from hf_vitfm import MAEConfig, MAEForPreTraining, ViTForImageClassification
-from tests.parity.test_mae_transformers import TINY
-from tests.tiny import OPTIONS, tiny_config
+from tests.tiny import MAE_FIELDS, OPTIONS, tiny_config
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
@@ -21,7 +20,7 @@ NAMES = ("all with class token", "all with mean", "plain", "mae")
 
 def make_model(name: str):
     if name == "mae":
-        return MAEForPreTraining(MAEConfig(**TINY, num_register_tokens=2, layer_scale_init_value=0.1))
+        return MAEForPreTraining(MAEConfig(**MAE_FIELDS, num_register_tokens=2, layer_scale_init_value=0.1))
     return ViTForImageClassification(tiny_config(num_hidden_layers=2, **OPTIONS[name]))
 
 

@@ -6,25 +6,7 @@ import transformers
 from torch import Tensor
 
 from hf_vitfm import MAEConfig, MAEForPreTraining, MAEModel, ViTForImageClassification, export_checkpoint
-from tests.tiny import random_images, randomize, relative_error
-
-
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": 32,
-    "patch_size": 8,
-    "decoder_hidden_size": 24,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 40,
-}
-
-
-def tiny(**fields) -> MAEForPreTraining:
-    return randomize(MAEForPreTraining(MAEConfig(**{**TINY, **fields})))
+from tests.tiny import MAE_FIELDS, random_images, randomize, relative_error, tiny_mae
 
 
 def their_copy(model: MAEForPreTraining, directory) -> transformers.ViTMAEForPreTraining:
@@ -47,7 +29,7 @@ def gradients(model, loss: Tensor, directory) -> dict[str, Tensor]:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.4])
 def test_loss_logits_mask_and_gradients_agree(tmp_path, normalize, mask_ratio):
-    ours = tiny(norm_pix_loss=normalize, mask_ratio=mask_ratio)
+    ours = tiny_mae(norm_pix_loss=normalize, mask_ratio=mask_ratio)
     theirs = their_copy(ours, tmp_path / "theirs").eval()
     images, noise = random_images(4), torch.rand(4, 16)
     found, expected = ours(images, noise), theirs(images, noise=noise)
@@ -77,7 +59,7 @@ def test_base_size_agrees(tmp_path, normalize):
 
 def test_their_checkpoint_loads_and_saves_back(tmp_path):
     torch.manual_seed(0)
-    theirs = randomize(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**TINY, mask_ratio=0.5)))
+    theirs = randomize(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**MAE_FIELDS, mask_ratio=0.5)))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = MAEForPreTraining.from_pretrained(tmp_path / "theirs").eval()
     images, noise = random_images(2), torch.rand(2, 16)
@@ -91,7 +73,7 @@ def test_their_checkpoint_loads_and_saves_back(tmp_path):
 
 @pytest.mark.parametrize("source", ["theirs", "ours", "encoder"])
 def test_the_encoder_becomes_a_classifier(tmp_path, source):
-    model = tiny()
+    model = tiny_mae()
     if source == "theirs":
         export_checkpoint(model, tmp_path)
     else:

@@ -10,7 +10,7 @@ import yaml
 
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification
 from hf_vitfm.training.arguments import VisionTrainingArguments
-from hf_vitfm.training.recipe import DataArguments, parse_recipe
+from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, parse_recipe
 from hf_vitfm.training.sweep import SweepArguments
 from recipes.vit import finetune
 
@@ -18,15 +18,7 @@ from recipes.vit import finetune
 CONFIGS = {path.stem: path for path in Path("recipes").glob("*/configs/*.yaml")}
 NO_PAPER = {"quickstart", "folder"}  # settings of ours, which no source fixes
 IMAGENET_ROWS = 1_281_167
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 16,
-    "patch_size": 8,
-    "num_labels": 3,
-}
+TINY = {**SMOKE_MODEL, "num_labels": 3}
 PLAIN_CROP = {"crop_scale": [0.05, 1.0], "crop_antialias": False, "horizontal_flip": 0.5}
 OFF = {
     "crop_padding": None,

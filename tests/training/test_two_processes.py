@@ -11,6 +11,7 @@ from transformers import ViTImageProcessor
 
 from hf_vitfm import ImageClassificationTrainer
 from hf_vitfm.data.collators import collate_labelled
+from hf_vitfm.training.resumable import TrainingStopped
 from tests.training.runs import make_args, make_images, make_model, make_rows, read_checkpoint, train
 
 
@@ -109,22 +110,22 @@ def test_an_incomplete_global_batch_is_refused_on_two_processes(two_processes, t
         assert "dataloader_drop_last=True" in message
 
 
+def ending_of(trainer) -> str:
+    """What the error says that ends a training."""
+    try:
+        trainer.train()
+    except (FloatingPointError, OSError, TrainingStopped) as error:
+        return str(error)
+    return "finished"
+
+
 def diverge(output_dir, rank_of_nan: int) -> str:
-    import torch.distributed as dist
-
-    from hf_vitfm import ImageClassificationTrainer
-    from tests.training.runs import make_args, make_model, make_rows
-
     rows = make_rows(8)
-    if dist.get_rank() == rank_of_nan:
+    if torch.distributed.get_rank() == rank_of_nan:
         rows = [{**row, "pixel_values": row["pixel_values"] * float("nan")} for row in rows]
     args = make_args(output_dir, per_device_train_batch_size=4)
     trainer = ImageClassificationTrainer(model=make_model(), args=args, train_dataset=rows)
-    try:
-        trainer.train()
-    except FloatingPointError as error:
-        return str(error)
-    return "finished"
+    return ending_of(trainer)
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_both(two_processes, tmp_path):
@@ -181,8 +182,6 @@ def test_a_run_of_one_process_goes_on_with_two(two_processes, tmp_path):
 
 
 def stop_one(directory: str, rank_of_signal: int) -> str:
-    from hf_vitfm.training.resumable import TrainingStopped
-
     args = make_args(directory, max_steps=5, per_device_train_batch_size=4, save_strategy="steps", save_steps=10)
     trainer = ImageClassificationTrainer(model=make_model(), args=args, train_dataset=make_rows())
     compute_loss = trainer.compute_loss
@@ -193,11 +192,7 @@ def stop_one(directory: str, rank_of_signal: int) -> str:
         return compute_loss(*args, **kwargs)
 
     trainer.compute_loss = signal_at_step_2
-    try:
-        trainer.train()
-    except TrainingStopped as stop:
-        return str(stop)
-    return "finished"
+    return ending_of(trainer)
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(two_processes, tmp_path):
@@ -216,11 +211,7 @@ def fail_to_save(directory: str, rank_of_failure: int) -> str:
         save_rng_state(output_dir)
 
     trainer._save_rng_state = full
-    try:
-        trainer.train()
-    except OSError as error:
-        return str(error)
-    return "finished"
+    return ending_of(trainer)
 
 
 @pytest.mark.parametrize("rank_of_failure", [0, 1])
