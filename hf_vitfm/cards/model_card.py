@@ -316,19 +316,20 @@ def _preprocessing(processor: dict) -> str:
 
 
 def _training(results: dict, run: dict) -> str:
+    since = f" since the resume at step {run['resumed_at_step']:,}" if run.get("resumed_at_step") else ""
     facts = [
         ("Recipe", as_code(run["recipe"])),
         ("Configuration", as_code(run["config"])),
         ("Started from", as_code(run["base_model"]) if run["base_model"] else "random weights"),
-        ("Training images", f"{run['dataset']['train_rows']:,}"),
+        ("Training images", _training_images(run["dataset"])),
         ("Hardware", as_text(run["hardware"])),
     ]
     if "epoch" in results:
         facts.append(("Epochs", f"{results['epoch']:g}"))
     if "train_runtime" in results:
-        facts.append(("Training time", as_duration(results["train_runtime"])))
+        facts.append(("Training time" + since, as_duration(results["train_runtime"])))
     if "train_loss" in results:
-        facts.append(("Mean training loss", f"{results['train_loss']:.4g}"))
+        facts.append(("Mean training loss" + since, f"{results['train_loss']:.4g}"))
     settings = [
         (as_code(key), as_code(as_number(value))) for key, value in run["hyperparameters"].items() if value is not None
     ]
@@ -342,6 +343,11 @@ def _training(results: dict, run: dict) -> str:
     if settings:
         parts += ["Hyperparameters:", as_table(("Name", "Value"), settings)]
     return "\n\n".join(parts)
+
+
+def _training_images(dataset: dict) -> str:
+    skipped = dataset.get("skipped_train_rows")
+    return f"{dataset['train_rows']:,}" + (f" ({skipped:,} more could not be read)" if skipped else "")
 
 
 def _data(run: dict) -> str:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 _NAMED = 5
 
 
-def warn_of_bad_images(view: ImageView | None, purpose: str, args: TrainingArguments) -> None:
+def warn_of_bad_images(view: ImageView | None, purpose: str, args: TrainingArguments) -> int:
     """Say how many rows were skipped, over all processes, and which were the first; nothing if there were none.
 
     Every process has to call it.
@@ -22,9 +22,12 @@ def warn_of_bad_images(view: ImageView | None, purpose: str, args: TrainingArgum
         view: the rows; with `on_bad_image="error"`, or None, there is nothing to say.
         purpose: "training" or "evaluation".
         args: of the run; they know the processes and their device.
+
+    Returns:
+        How many they were.
     """
     if view is None or view.bad_rows is None:
-        return
+        return 0
     bad = view.bad_rows
     if args.world_size > 1:  # the largest, not the sum: two processes may have met the same row
         bad = bad.to(args.device, copy=True)
@@ -34,3 +37,4 @@ def warn_of_bad_images(view: ImageView | None, purpose: str, args: TrainingArgum
         names = ", ".join(view.name(index) for index in indices[:_NAMED])
         more = ", ..." if len(indices) > _NAMED else ""
         logger.warning("%d of %d images were skipped in %s: %s%s", len(indices), len(view), purpose, names, more)
+    return len(indices)

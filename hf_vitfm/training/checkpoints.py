@@ -96,6 +96,11 @@ def rotate(output_dir: str | Path, limit: int | None, keep: Collection[Path]) ->
         delete(path)
 
 
+def read_step(checkpoint: str | Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
 def what_is_missing(checkpoint: str | Path) -> str | None:
     """Say why a run cannot go on from a folder, or None if it can.
 
@@ -105,7 +110,7 @@ def what_is_missing(checkpoint: str | Path) -> str | None:
     if not folder.is_dir():
         return "it is no folder"
     try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        read_step(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return "trainer_state.json is missing or broken"
     names = {path.name for path in folder.iterdir()}

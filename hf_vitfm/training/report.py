@@ -75,7 +75,13 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     trainer.log_metrics("eval", prediction.metrics)
     trainer.save_metrics("eval", prediction.metrics)
     record = {
-        "dataset": {"train_rows": len(trainer.train_dataset), "evaluation_rows": len(rows), **dataset},
+        "dataset": {
+            "train_rows": len(trainer.train_dataset) - trainer.num_skipped_images,
+            "skipped_train_rows": trainer.num_skipped_images,
+            "evaluation_rows": len(rows),
+            **dataset,
+        },
+        "resumed_at_step": trainer.resumed_at_step,
         "hyperparameters": {
             **training_settings(trainer.args),
             "optimizer": getattr(trainer.args.optim, "value", trainer.args.optim),

@@ -56,6 +56,7 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.must_stop = False  # the same in all processes
         self._was_asked = False  # this process got the signal
+        self.resumed_at_step = 0  # by the last `train()`; 0 = it began
         self.add_callback(_StopWhenAsked(self))
 
     # Resuming
@@ -75,6 +76,7 @@ class ResumableTrainer(Trainer):
             FloatingPointError: if the loss, or a weight that is to be kept, is not finite.
         """
         resume_from_checkpoint = self._find_checkpoint(resume_from_checkpoint or None)
+        self.resumed_at_step = checkpoints.read_step(resume_from_checkpoint) if resume_from_checkpoint else 0
         self.must_stop = self._was_asked = False
         with self._listening():
             try:

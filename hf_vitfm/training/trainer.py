@@ -39,7 +39,7 @@ class _FollowTraining(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.loader_clock.stop()
-        warn_of_bad_images(self.trainer.train_view, "training", args)
+        self.trainer.num_skipped_images = warn_of_bad_images(self.trainer.train_view, "training", args)
 
 
 class VisionTrainer(ResumableTrainer):
@@ -75,6 +75,7 @@ class VisionTrainer(ResumableTrainer):
             raise TypeError(f"`args` must be VisionTrainingArguments; got {type(args).__name__}.")
         self.train_order: EpochOrder | StreamOrder | None = None
         self.train_view: ImageView | None = None
+        self.num_skipped_images = 0  # of the training set, with `args.on_bad_image="skip"`; known after `train()`
         self.loader_clock = LoaderClock()
         self.ema: WeightAverage | None = None  # during `train()`, with `args.ema_decay`
         if processing_class is not None:

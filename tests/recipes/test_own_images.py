@@ -211,10 +211,21 @@ def test_bad_images_are_skipped_on_request(tmp_path, emoji_folder, tiny_checkpoi
     shutil.copytree(emoji_folder, data / "test")
     (data / "test" / "Animals & Nature" / "0.png").touch()  # the first of all evaluation images
     (data / "train" / "Flags" / "0.png").write_text("no image")
-    options = ["--max_steps", "2", "--on_bad_image", "skip"]
-    metrics, record, _ = run(tmp_path / "run", data, tiny_checkpoint, *options)
+    options = ["--num_train_epochs", "1", "--dataloader_drop_last", "false", "--on_bad_image", "skip"]
+    metrics, record, card = run(tmp_path / "run", data, tiny_checkpoint, *options)
     assert metrics["eval_samples"] == record["dataset"]["evaluation_rows"] == 35
+    assert record["dataset"]["train_rows"] == 35 and "35 (1 more could not be read)" in card
     assert (tmp_path / "run" / "examples.png").stat().st_size > 5_000
+
+
+def test_the_card_says_which_part_of_a_run_its_time_is_of(tmp_path, emoji_folder, tiny_checkpoint):
+    options = ["--save_strategy", "steps", "--save_steps", "1"]
+    _, record, card = run(tmp_path / "run", emoji_folder, tiny_checkpoint, "--max_steps", "2", *options)
+    assert record["resumed_at_step"] == 0 and "since the resume" not in card
+    more = ["--max_steps", "3", "--resume_from_checkpoint", "true"]
+    _, record, card = run(tmp_path / "run", emoji_folder, tiny_checkpoint, *options, *more)
+    assert record["resumed_at_step"] == 2
+    assert "Training time since the resume at step 2" in card and "Mean training loss since the resume" in card
 
 
 def test_a_stream_is_trained_on_and_drawn(tmp_path, tiny_checkpoint):
