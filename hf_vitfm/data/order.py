@@ -99,7 +99,7 @@ class EpochOrder(Sampler):
 
 
 class ImageView(Dataset):
-    """Rows with an image, seen as rows with `pixel_values`.
+    """Rows with an image, seen as rows with `pixel_values` and a `sample_seed` for what else is drawn for a sample.
 
     With `on_bad_image="skip"` a bad row (its image cannot be decoded, or the transform cannot take it) never changes
     the number of rows in a batch, so that processes stay in step. In training another row takes its place, chosen by
@@ -165,8 +165,9 @@ class ImageView(Dataset):
     def _view(self, number: int, epoch: int, index: int, copy: int) -> dict:
         """Row `number` as the address (epoch, index, copy) transforms it."""
         row = self.rows[number]
+        seed = self._sample_seed(epoch, index, copy)
         if "pixel_values" in row:
-            return row
+            return {**row, "sample_seed": seed}
         if "image" not in row or self.transform is None:
             raise ValueError(
                 f"Row {index} has the columns {', '.join(row)}; expected `image` (and an image processor given to the "
@@ -174,17 +175,22 @@ class ImageView(Dataset):
             )
         image = self._image(row["image"], number)
         try:
-            pixels = self._pixels(image, epoch, index, copy)
+            pixels = self._pixels(image, seed)
         except (OSError, RuntimeError, ValueError) as error:
             raise BadImageError(f"{self.name(number)} cannot be transformed: {error}") from error
-        return {**{name: row[name] for name in ("label", "labels") if name in row}, "pixel_values": pixels}
+        targets = {name: row[name] for name in ("label", "labels") if name in row}
+        return {**targets, "pixel_values": pixels, "sample_seed": seed}
 
-    def _pixels(self, image, epoch: int, index: int, copy: int):
+    def _sample_seed(self, epoch: int, index: int, copy: int) -> int:
+        """The seed of everything random about a sample; in evaluation it depends on the row alone."""
+        return mix_seed(self.seed or 0, epoch, index, *([copy] if copy else []))
+
+    def _pixels(self, image, seed: int):
         if self.seed is None:
             return self.transform(image)
         generator = torch.random.default_generator
         state = generator.get_state()
-        generator.manual_seed(mix_seed(self.seed, epoch, index, *([copy] if copy else [])))
+        generator.manual_seed(seed)
         try:
             return self.transform(image)
         finally:
@@ -207,7 +213,7 @@ class ImageView(Dataset):
         following = ((index + step) % len(self) for step in range(1, _ATTEMPTS + 1))
         pixels = torch.zeros_like(self._first_good(following, 0, index, 0)["pixel_values"])
         targets = {name: _ignored(row[name]) for name in ("label", "labels") if row.get(name) is not None}
-        return {**targets, "pixel_values": pixels}
+        return {**targets, "pixel_values": pixels, "sample_seed": self._sample_seed(0, index, 0)}
 
     def _first_good(self, numbers: Iterable[int], epoch: int, index: int, copy: int) -> dict:
         for number in numbers:

@@ -1,6 +1,7 @@
 """Parameter groups: what is decayed, and layer-wise learning rates, for any image classifier."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -18,9 +19,9 @@ NO_DECAY_NAMES = (
 )
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+def is_decayed(name: str, parameter: nn.Parameter, no_decay_names: Sequence[str] = NO_DECAY_NAMES) -> bool:
     """Whether weight decay applies: not to biases, norms, scales (one dimension), tokens and positions."""
-    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in NO_DECAY_NAMES
+    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in no_decay_names
 
 
 def layer_ids(model: nn.Module) -> tuple[dict[str, int], int]:
@@ -64,7 +65,11 @@ def _outermost_list(name: str, lists: dict) -> str:
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    no_decay_names: Sequence[str] = NO_DECAY_NAMES,
 ) -> list[dict]:
     """Groups for a torch optimizer: by layer and by whether they are decayed, the head first.
 
@@ -73,6 +78,7 @@ def parameter_groups(
         learning_rate: peak learning rate of the head.
         weight_decay: for the decayed parameters (`is_decayed`), 0 for the others.
         layer_decay: a layer's learning rate is the head's times this, to the power of its distance from the head.
+        no_decay_names: last components of the names of parameters of more than one dimension that are not decayed.
     """
     if layer_decay == 1.0:
         ids, last = defaultdict(int), 0
@@ -81,7 +87,7 @@ def parameter_groups(
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((-ids[name], not is_decayed(name, parameter)), []).append(parameter)
+            groups.setdefault((-ids[name], not is_decayed(name, parameter, no_decay_names)), []).append(parameter)
     return [
         {
             "params": members,

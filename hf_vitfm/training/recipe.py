@@ -105,14 +105,17 @@ class DataArguments:
             return {"name": "Fashion-MNIST (smoke run)", "id": "fashion-mnist", "license": "mit"}
         return {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
 
-    def load(self, seed: int):
+    def load(self, seed: int, labels: bool = True):
         """Load the data: (training rows, evaluation rows, name of the evaluation split).
 
         Evaluated on are, the first that applies: the share `holdout` of the training rows, the split `eval_split`, the
-        split validation, the split test, the share `holdout_if_missing` of the training rows.
+        split validation, the split test, the share `holdout_if_missing` of the training rows. Without `labels`, rows
+        need none, and evaluation rows are only those that `holdout` or `eval_split` names, or else None.
         """
         if self.eval_split is not None and self.holdout is not None:
             raise ValueError("Give `eval_split` or `holdout`, not both.")
+        if not labels and (self.label_column or self.class_names):
+            raise ValueError("`label_column` and `class_names` are for data with labels, which are not read here.")
         if self.smoke:
             splits = load_images("fashion-mnist")
             train, test = (_choose_rows(splits[name], SMOKE_ROWS) for name in ("train", "test"))
@@ -120,26 +123,30 @@ class DataArguments:
                 return *hold_out(train, SMOKE_HOLDOUT, seed), f"{SMOKE_HOLDOUT:g} of train"
             return train, test, "test"
         if self.streaming:
-            return self._open_streams()
+            return self._open_streams(labels)
         if self.class_names is not None:
             raise ValueError("`class_names` are for `streaming`; data that is loaded has its own. Leave them out.")
-        splits = load_images(self.dataset, image_column=self.image_column, label_column=self.label_column)
-        train = self._split(splits, self.train_split)
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        splits = load_images(self.dataset, labels=labels, **columns)
+        train = self._split(splits, self.train_split, labels)
         if self.train_rows is not None:
             train = _choose_rows(train, self.train_rows)
-        name = self.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+        found = next((name for name in ("validation", "test") if name in splits and labels), None)
+        name = self.eval_split or found
         holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
         if holdout is not None:
             share = _holdout_share(holdout, len(train))
             return *hold_out(train, share, seed), f"{holdout:g} of {self.train_split}"
+        if name is None and not labels:
+            return train, None, None
         if name is None:
             raise ValueError(
                 f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "
                 "0.1) to evaluate on a share of the training images."
             )
-        return train, self._split(splits, name), name
+        return train, self._split(splits, name, labels), name
 
-    def _open_streams(self):
+    def _open_streams(self, labels: bool):
         if self.holdout is not None or self.train_rows is not None:
             raise ValueError(
                 "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
@@ -152,6 +159,8 @@ class DataArguments:
             )
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         train = open_stream(self.dataset, self.train_split, label_names=self._read_class_names(), **columns)
+        if not labels and self.eval_split is None:
+            return train, None, None
         for name in ("validation", "test") if self.eval_split is None else (self.eval_split,):
             try:
                 return train, open_stream(self.dataset, name, label_names=train.label_names, **columns), name
@@ -170,10 +179,10 @@ class DataArguments:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
         return [line.strip() for line in lines if line.strip()]
 
-    def _split(self, splits, name: str):
+    def _split(self, splits, name: str, labels: bool):
         if name not in splits:
             raise ValueError(f"{self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
-        if count_unlabelled(splits[name]):
+        if labels and count_unlabelled(splits[name]):
             raise ValueError(
                 f"The split {name} of {self.dataset!r} has no labels. Give another as `eval_split`, or `holdout` (such "
                 "as 0.1) to evaluate on a share of the training images."

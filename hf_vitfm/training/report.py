@@ -23,6 +23,7 @@ from .arguments import VisionTrainingArguments
 from .checkpoints import write_text
 from .classification import ImageClassificationTrainer
 from .recipe import training_settings
+from .trainer import VisionTrainer
 
 
 def describe_hardware(args: VisionTrainingArguments) -> str:
@@ -70,17 +71,30 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     known = known_rows(labels)
     rows = _Pictures(rows, known.nonzero().flatten().tolist())
     prediction.metrics["eval_samples"] = len(rows)
-    _draw_history(trainer.state.log_history, directory / "curves.png", run.get("target_scale") is not None)
+    unit = None if run.get("target_scale") is None else "mean squared error, standardised"
+    draw_history(trainer.state.log_history, directory / "curves.png", unit)
     details = _report_targets(trainer, rows, outputs[known], labels[known])
     trainer.log_metrics("eval", prediction.metrics)
     trainer.save_metrics("eval", prediction.metrics)
+    dataset = {"evaluation_rows": len(rows), **dataset}
+    write_record(trainer, {"dataset": dataset, **details, **run})
+    return prediction.metrics
+
+
+def write_record(trainer: VisionTrainer, own: dict) -> None:
+    """Write run.json and the model card into the output folder of a trained model.
+
+    Args:
+        trainer: after `train()`.
+        own: what only the recipe knows: task, recipe, config, command, base_model, dataset (with evaluation_rows), and
+            the fields of its task.
+    """
+    directory = Path(trainer.args.output_dir)
+    num_skipped = trainer.num_skipped_images
+    rows = {"train_rows": len(trainer.train_dataset) - num_skipped, "skipped_train_rows": num_skipped}
     record = {
-        "dataset": {
-            "train_rows": len(trainer.train_dataset) - trainer.num_skipped_images,
-            "skipped_train_rows": trainer.num_skipped_images,
-            "evaluation_rows": len(rows),
-            **dataset,
-        },
+        **own,
+        "dataset": {**rows, **own["dataset"]},
         "resumed_at_step": trainer.resumed_at_step,
         "hyperparameters": {
             **training_settings(trainer.args),
@@ -96,18 +110,15 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         },
         "hardware": describe_hardware(trainer.args),
         "parameters": trainer.model.num_parameters(),
-        **details,
-        **run,
     }
-    record = redact({**record, "command": redact_command(record["command"])})
+    record = redact({**record, "command": redact_command(own["command"])})
     create_model_card(directory, run=record)
     write_text(directory / "run.json", json.dumps(record, indent=2) + "\n")  # last: with it a run counts as finished
-    return prediction.metrics
 
 
-def _draw_history(log_history: list[dict], path: Path, standardized: bool) -> None:
+def draw_history(log_history: list[dict], path: Path, unit: str | None = None) -> None:
+    """Draw the curves of a run; one too short to have logged anything has none."""
     if has_curves(log_history):
-        unit = "mean squared error, standardised" if standardized else None
         draw_curves(log_history, path, loss_unit=unit)
     else:
         path.unlink(missing_ok=True)  # the card would show an earlier run's

@@ -185,7 +185,7 @@ def hold_out(dataset: "Dataset", share: float, seed: int) -> tuple["Dataset", "D
     Raises:
         ValueError: if the share is outside (0, 1) or leaves one side empty.
     """
-    if getattr(dataset.features["label"], "names", None) is not None:
+    if getattr(dataset.features.get("label"), "names", None) is not None:
         return split_off(dataset, share, seed)
     total = round(share * len(dataset))
     if not 0 < share < 1 or not 0 < total < len(dataset):

@@ -17,7 +17,7 @@ from .bad_images import warn_of_bad_images
 from .ema import WeightAverage
 from .lars import LARS
 from .loader_worker import start_worker
-from .optimization import parameter_groups
+from .optimization import NO_DECAY_NAMES, parameter_groups
 from .resumable import ResumableTrainer
 from .schedules import DECAYS, DEFAULT_TIMESCALE, warmup_decay
 from .throughput import LoaderClock
@@ -59,6 +59,8 @@ class VisionTrainer(ResumableTrainer):
         eval_transform: image -> tensor in evaluation; by default what the image processor does.
         **kwargs: everything else that Trainer takes.
     """
+
+    no_decay_names = NO_DECAY_NAMES
 
     def __init__(
         self,
@@ -209,7 +211,11 @@ class VisionTrainer(ResumableTrainer):
                     )
                 return super().create_optimizer(model)
             groups = parameter_groups(
-                model, options.get("lr", args.learning_rate), args.weight_decay, args.layer_decay
+                model,
+                options.get("lr", args.learning_rate),
+                args.weight_decay,
+                args.layer_decay,
+                self.no_decay_names,
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
