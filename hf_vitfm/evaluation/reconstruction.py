@@ -17,7 +17,7 @@ from ..conversion.files import check_source
 from ..data.order import mix_seed
 from ..models.modeling_mae import MAEForPreTraining
 from ..models.modeling_masking import draw_noise
-from .masking import masked_at
+from .modes import evaluating, masked_at
 
 
 MASK_GREY = 0.5  # of masked patches, as a share of white
@@ -115,13 +115,8 @@ def reconstruct(
     grid = model.vit.embeddings.patch_embeddings.grid(pixel_values)
     if noise is None:
         noise = draw_mask_noise(len(pixel_values), grid[0] * grid[1])
-    was_training = model.training
-    model.eval()
-    try:
-        with masked_at(model, mask_ratio):
-            outputs = model(pixel_values, noise.to(model.device), interpolate_pos_encoding=True, return_logits=True)
-    finally:
-        model.train(was_training)
+    with evaluating(model), masked_at(model, mask_ratio):
+        outputs = model(pixel_values, noise.to(model.device), interpolate_pos_encoding=True, return_logits=True)
     target, predicted = model.patchify(pixel_values.float()), outputs.logits.float()
     if model.config.norm_pix_loss:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
