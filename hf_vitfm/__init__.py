@@ -39,6 +39,8 @@ _LAZY = {
     "build_transform": "data.transforms",
     "create_model_card": "cards.model_card",
     "export_checkpoint": "conversion",
+    "extract_features": "evaluation.features",
+    "few_shot": "evaluation.few_shot",
     "load_image_processor": "conversion",
     "load_images": "data.datasets",
     "load_sample": "data.samples",

@@ -71,12 +71,21 @@ def _convert(saved: dict, state_dict: dict[str, Tensor]):
 
 
 def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """Convert a configuration and its weights to ours; a base model leaves the decoder out."""
+    """Convert a configuration and its weights to ours; a base model leaves the decoder out.
+
+    Raises:
+        ValueError: if the model needs a decoder and there is none, or the weights do not match their configuration.
+    """
     theirs, encoder, rest = _convert(saved, state_dict)
     config = {name: getattr(theirs, name) for name in (*_ENCODER_FIELDS, *_OWN_FIELDS)}
     config["position_embedding_type"] = "sincos"
     if issubclass(model_class, MAEModel):
         return config, encoder
+    if not rest:
+        raise ValueError(
+            f"The checkpoint holds the encoder alone; {model_class.__name__} needs its decoder too. Load it with "
+            "`MAEModel` or `ViTModel`, or name a checkpoint with a decoder."
+        )
     rules = _rules(_DECODER_RULES, theirs.qkv_bias)
     decoder = to_ours(rest, rules, theirs.decoder_num_hidden_layers)
     return config, {**{f"vit.{name}": tensor for name, tensor in encoder.items()}, **decoder}

@@ -1,0 +1,185 @@
+"""Features, compared with transformers' models on the same weights and images."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from transformers import (
+    AutoModel,
+    Dinov2WithRegistersConfig,
+    ResNetConfig,
+    SwinConfig,
+    ViTImageProcessor,
+    ViTMAEModel,
+    ViTModel,
+)
+
+from hf_vitfm import ViTForImageClassification, build_transform, export_checkpoint
+from hf_vitfm.data.decode import BadImageError
+from hf_vitfm.evaluation.features import check_labelled, extract_features
+from tests.data.images import noise
+from tests.tiny import random_images, randomize, tiny_config, tiny_mae
+
+
+def tensor_rows(count: int = 5) -> list[dict]:
+    return [{"pixel_values": image, "label": 3 * i} for i, image in enumerate(random_images(count))]
+
+
+def stacked(rows: list[dict]) -> torch.Tensor:
+    return torch.stack([row["pixel_values"] for row in rows])
+
+
+@torch.no_grad()
+def tokens_of(model, rows: list[dict]) -> torch.Tensor:
+    return model.eval()(pixel_values=stacked(rows)).last_hidden_state
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_class_token_and_mean_are_those_of_transformers_vit(tmp_path):
+    model = randomize(ViTForImageClassification(tiny_config()))
+    tokens = tokens_of(ViTModel.from_pretrained(export_checkpoint(model, tmp_path)), tensor_rows())
+    for pooling, expected in (("cls", tokens[:, 0]), ("mean", tokens[:, 1:].mean(1))):
+        features, labels = extract_features(model, tensor_rows(), batch_size=2, pooling=pooling)
+        close(features, expected)
+        assert features.dtype == torch.float32
+        assert labels.dtype == torch.int64 and labels.tolist() == [0, 3, 6, 9, 12]
+
+
+def test_mean_of_a_model_whose_norm_follows_the_pooling_is_what_its_head_sees():
+    model = randomize(ViTForImageClassification(tiny_config(pooling="mean", num_register_tokens=2)))
+    features, _ = extract_features(model, tensor_rows(), pooling="mean")
+    with torch.no_grad():
+        close(model.classifier(features), model(stacked(tensor_rows())).logits)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_autoencoder_sees_whole_images_and_is_left_as_it_was(tmp_path, mode):
+    model = tiny_mae(mask_ratio=0.75, masking="grid").train(mode)
+    model.decoder.eval()
+    config = copy.deepcopy(model.config.to_dict())
+    state = torch.random.get_rng_state()
+    found = {pooling: extract_features(model, tensor_rows(), pooling=pooling)[0] for pooling in ("cls", "mean")}
+    assert model.config.to_dict() == config
+    assert model.vit.training == mode and not model.decoder.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    tokens = tokens_of(
+        ViTModel.from_pretrained(export_checkpoint(tiny_mae().vit, tmp_path), add_pooling_layer=False), tensor_rows()
+    )
+    close(found["cls"], tokens[:, 0])
+    close(found["mean"], tokens[:, 1:].mean(1))
+    theirs = ViTMAEModel.from_pretrained(tmp_path)
+    close(extract_features(theirs, tensor_rows(), pooling="mean")[0], found["mean"])
+    assert theirs.config.mask_ratio == 0.75
+
+
+@pytest.mark.parametrize(
+    ("config", "num_prefix"),
+    [
+        (
+            Dinov2WithRegistersConfig(
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=32,
+                patch_size=8,
+                num_register_tokens=3,
+            ),
+            4,
+        ),
+        (SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4), 0),
+    ],
+    ids=["registers", "swin"],
+)
+def test_other_models_of_tokens(config, num_prefix):
+    model = randomize(AutoModel.from_config(config))
+    tokens = tokens_of(model, tensor_rows())
+    close(extract_features(model, tensor_rows(), pooling="mean")[0], tokens[:, num_prefix:].mean(1))
+    if num_prefix:
+        close(extract_features(model, tensor_rows())[0], tokens[:, 0])
+    else:
+        with pytest.raises(ValueError, match="no class token"):
+            extract_features(model, tensor_rows())
+
+
+def test_a_convolutional_network_gives_the_mean_of_its_map():
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        expected = model(stacked(tensor_rows())).pooler_output.flatten(1)
+    close(extract_features(model, tensor_rows(), pooling="mean")[0], expected)
+
+
+def test_images_go_through_the_transform_in_their_order():
+    model = randomize(ViTForImageClassification(tiny_config()))
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    rows = [{"image": Image.fromarray(noise(40, 30, seed=i)), "label": i} for i in range(5)]
+    features, labels = extract_features(model, rows, build_transform(processor), batch_size=2)
+    expected = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        tokens = model.vit(expected).last_hidden_state
+    close(features, tokens[:, 0])
+    assert labels.tolist() == list(range(5))
+
+
+def test_half_precision_and_rows_without_labels():
+    model = randomize(ViTForImageClassification(tiny_config()))
+    rows = [{"pixel_values": row["pixel_values"]} for row in tensor_rows()]
+    expected, _ = extract_features(model, rows)
+    features, labels = extract_features(model.bfloat16(), rows)
+    assert features.dtype == torch.float32 and labels.tolist() == [-100] * 5
+    assert (features - expected).norm() < 0.05 * expected.norm()
+
+
+def test_what_cannot_be_done_is_said():
+    model = randomize(
+        ViTForImageClassification(tiny_config(pooling="mean", use_class_token=False, num_register_tokens=1))
+    )
+    rows = [{"image": Image.fromarray(noise()), "label": 0}]
+    for dataset, options, message in (
+        (tensor_rows(), {"pooling": "max"}, "`pooling` must be one of cls, mean"),
+        ([], {}, "at least one row"),
+        (rows, {}, "`transform` is missing"),
+        (tensor_rows(), {}, "no class token"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract_features(model, dataset, **options)
+    bad = [*rows, {"image": b"no image", "label": 0}]
+    transform = build_transform(ViTImageProcessor(size={"height": 32, "width": 32}))
+    with pytest.raises(BadImageError, match="row 1"):
+        extract_features(model, bad, transform, pooling="mean")
+
+
+def all_rows_on_every_rank() -> tuple[int, torch.Tensor]:
+    model = randomize(ViTForImageClassification(tiny_config()))
+    return dist.get_rank(), extract_features(model, tensor_rows(), batch_size=2)[0]
+
+
+def test_every_process_computes_all_rows(two_processes):
+    (_, first), (_, second) = two_processes.run(all_rows_on_every_rank)
+    assert torch.equal(first, second)
+    close(first, all_rows_alone())
+
+
+def all_rows_alone() -> torch.Tensor:
+    return extract_features(randomize(ViTForImageClassification(tiny_config())), tensor_rows(), batch_size=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (torch.zeros(2), torch.zeros(2).long(), "must be"),
+        (torch.zeros(2, 3), torch.zeros(3).long(), "one of `test_labels` per row"),
+        (torch.zeros(0, 3), torch.zeros(0).long(), "at least one"),
+        (torch.zeros(2, 3), torch.zeros(2), "class ids"),
+        (torch.zeros(2, 3), torch.tensor([0, -100]), "-100"),
+        (torch.tensor([[0.0], [float("nan")]]), torch.zeros(2).long(), "NaN"),
+    ],
+)
+def test_features_that_do_not_fit_their_labels_are_named(features, labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_labelled(features, labels, "test")
