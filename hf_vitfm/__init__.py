@@ -35,6 +35,7 @@ AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification)
 
 _LAZY = {
     "ImageClassificationTrainer": "training.classification",
+    "MAETrainer": "training.mae",
     "VisionTrainingArguments": "training.arguments",
     "build_transform": "data.transforms",
     "create_model_card": "cards.model_card",

@@ -10,11 +10,13 @@ from ..evaluation.features import extract_features
 from ..evaluation.neighbours import knn_accuracy
 from ..evaluation.reconstruction import picture_reconstructions
 from ..models.modeling_mae import MAEForPreTraining
+from ..models.modeling_masking import num_visible
 from .trainer import VisionTrainer
 
 
 PICTURES = "reconstructions"
 _PICTURED_ROWS = 8
+_PICTURED_RATIOS = (0.75, 0.85, 0.95)
 _NEIGHBOURS = 20  # as DINO's evaluation
 _LABEL_SETTINGS = ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "class_weights")
 
@@ -23,7 +25,7 @@ class MAETrainer(VisionTrainer):
     """Trains a masked autoencoder; the mask of a sample is a function of (seed, epoch, sample), as its crop is.
 
     Every evaluation reports the loss, under masks that are the same each time, and draws reconstructions of the first
-    evaluation images at 75, 85 and 95 % into reconstructions/step-N.png of the output folder. With `labelled_datasets`
+    evaluation images at 75, 85 and 95 % (where these leave a patch visible) into reconstructions/step-N.png of the output folder. With `labelled_datasets`
     it also reports `knn_top1`: how many labelled images the encoder's features (mean of the patches, nothing masked)
     classify right by their 20 nearest neighbours.
 
@@ -61,7 +63,9 @@ class MAETrainer(VisionTrainer):
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         given = [name for name in _LABEL_SETTINGS if getattr(args, name)]
         if given:
-            raise ValueError(f"{', '.join(given)} mix or weigh labels, of which pre-training has none. Leave them out.")
+            raise ValueError(
+                f"{', '.join(given)} mix or weigh labels, of which pre-training has none. Leave them out."
+            )
         self.labelled_datasets = labelled_datasets
         self.label_names = []
 
@@ -90,7 +94,10 @@ class MAETrainer(VisionTrainer):
     def draw_reconstructions(self, rows: Sequence[dict], path: Path) -> None:
         """Draw what the model makes of the first rows, which hold `pixel_values`."""
         pixels = [torch.as_tensor(rows[i]["pixel_values"]) for i in range(min(_PICTURED_ROWS, len(rows)))]
-        picture_reconstructions(self.model, torch.stack(pixels), self.processing_class, path)
+        pixel_values = torch.stack(pixels)
+        rows, columns = self.model.vit.embeddings.patch_embeddings.grid(pixel_values)
+        ratios = [ratio for ratio in _PICTURED_RATIOS if num_visible(rows * columns, ratio)]
+        picture_reconstructions(self.model, pixel_values, self.processing_class, path, ratios)
 
     def _classify_by_neighbours(self) -> float:
         bank, queries = (

@@ -63,7 +63,9 @@ class LabelledArguments:
         try:
             options = DataArguments(**{**self.labelled, "smoke": smoke})
         except TypeError as error:
-            raise ValueError(f"`labelled` takes options of data, `dataset` among them; got {self.labelled}.") from error
+            raise ValueError(
+                f"`labelled` takes options of data, `dataset` among them; got {self.labelled}."
+            ) from error
         return tuple(in_memory(rows) if options.keep_in_memory else rows for rows in options.load(seed)[:2])
 
 
@@ -82,9 +84,7 @@ def build(args: ModelArguments, smoke: bool):
         fields = {**masking, **SMOKE_MODEL, **SMOKE_DECODER}
     config = MAEConfig(**fields) if smoke or args.variant is None else MAEConfig.from_variant(args.variant, **fields)
     height, width = as_pair(config.image_size)
-    processor = ViTImageProcessor(
-        size={"height": height, "width": width}, **({} if smoke else args.image_processor)
-    )
+    processor = ViTImageProcessor(size={"height": height, "width": width}, **({} if smoke else args.image_processor))
     return MAEForPreTraining(config), processor
 
 
@@ -93,9 +93,7 @@ def check_reload(trainer: MAETrainer) -> None:
     model = load_autoencoder(trainer.args.output_dir)
     pixel_values = trainer.get_eval_dataloader().dataset[0]["pixel_values"].unsqueeze(0)
     with torch.no_grad():
-        loaded, trained = (
-            each.eval()(pixel_values.to(each.device)).loss.item() for each in (model, trainer.model)
-        )
+        loaded, trained = (each.eval()(pixel_values.to(each.device)).loss.item() for each in (model, trainer.model))
     if abs(loaded - trained) > 1e-2 * max(1.0, trained):
         raise RuntimeError(f"The saved model has a loss of {loaded:.4g} on an image, the trained one {trained:.4g}.")
 
