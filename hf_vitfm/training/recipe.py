@@ -16,6 +16,7 @@ from ..conversion.files import check_source
 from ..data.datasets import load_images
 from ..data.labels import count_unlabelled
 from ..data.sources.stream import open_stream
+from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
@@ -317,15 +318,19 @@ def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:
     return {key: value for key, value in settings.items() if key in own}
 
 
+# `model_type` of what becomes a ViT of this library: ViTs, and MAEs, of which it takes the encoder.
+VIT_TYPES = ("vit", VitfmViTConfig.model_type, "vit_mae", VitfmMAEConfig.model_type)
 # What another pooling leaves behind or needs: `pooling="mean"` has a norm of its own.
 _POOLING = ("vit.fc_norm.", "vit.layernorm.")
 
 
-def load_for_fine_tuning(checkpoint: str, **fields):
+def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassification, **fields):
     """Load an image classifier with a new head; every other weight has to come from the checkpoint.
 
     Args:
-        checkpoint: Hub id or folder; ViT is loaded as ours, other models by `AutoModelForImageClassification`.
+        checkpoint: Hub id or folder; ViTs and the encoders of MAEs are loaded as ours, other models by
+            `AutoModelForImageClassification`.
+        vit_class: what ViTs and MAEs become.
         **fields: of the configuration: `id2label`, `label2id`, `image_size`, `drop_path_rate`, ...
 
     Raises:
@@ -334,9 +339,9 @@ def load_for_fine_tuning(checkpoint: str, **fields):
     """
     check_source(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type in ("vit", VitfmViTConfig.model_type):
+    if config.model_type in VIT_TYPES:
         fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (ViT, section 3.2)
-        model_class = ViTForImageClassification
+        model_class = vit_class
     else:
         model_class = AutoModelForImageClassification
         if not hasattr(config, "image_size"):

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-import finetune  # the script beside this one
 from hf_vitfm import build_transform
 from hf_vitfm.data.collators import collate_labelled
 from hf_vitfm.data.order import EpochOrder, ImageView
@@ -28,6 +27,7 @@ from hf_vitfm.evaluation.metrics import classification_metrics, summarize_logits
 from hf_vitfm.models.modeling_losses import IGNORE_INDEX, classification_loss
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.ema import WeightAverage
+from hf_vitfm.training.fine_tuning import ModelArguments, build_classifier
 from hf_vitfm.training.lars import LARS
 from hf_vitfm.training.optimization import parameter_groups
 from hf_vitfm.training.recipe import DataArguments, parse_recipe
@@ -156,7 +156,7 @@ def count_steps(args: VisionTrainingArguments, order: EpochOrder) -> tuple[int, 
 def main(argv: list[str] | None = None) -> dict:
     """Run the recipe; returns what all_results.json holds."""
     argv = sys.argv[1:] if argv is None else argv
-    classes = (finetune.ModelArguments, DataArguments, VisionTrainingArguments)
+    classes = (ModelArguments, DataArguments, VisionTrainingArguments)
     model_args, data_args, args = parse_recipe(classes, argv, description=__doc__)
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no")
     check_output(args.output_dir)
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict:
     if targets.problem_type != SINGLE:
         raise ValueError(f"This loop is for one class per image; the labels are {targets.problem_type}.")
     class_names = targets.names
-    model, processor = finetune.build(model_args, targets, data_args.smoke)
+    model, processor = build_classifier(model_args, targets, data_args.smoke)
     if data_args.keep_in_memory:
         rows = [list(part) for part in rows]
     order, train_loader, eval_loader = make_loaders(args, rows, processor)

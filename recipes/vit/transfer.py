@@ -28,6 +28,7 @@ import finetune  # the script beside this one
 from hf_vitfm.cards.grid_figure import draw_grid
 from hf_vitfm.cards.redact import redact, redact_command
 from hf_vitfm.training.arguments import VisionTrainingArguments
+from hf_vitfm.training.fine_tuning import ModelArguments
 from hf_vitfm.training.recipe import DataArguments, parse_recipe
 from hf_vitfm.training.sweep import (
     FINISHED,
@@ -127,7 +128,7 @@ def summarize(rate: float, runs: dict[int, SweepRun], results: dict[int, dict]) 
 def main(argv: list[str] | None = None) -> dict:
     """Run the protocol; returns what transfer.json holds."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    classes = (finetune.ModelArguments, DataArguments, VisionTrainingArguments, SweepArguments)
+    classes = (ModelArguments, DataArguments, VisionTrainingArguments, SweepArguments)
     _, data_args, training_args, sweep = parse_recipe(classes, argv, description=__doc__)
     shared, output_dir = tuple(shared_options(argv)), Path(training_args.output_dir)
     rates, seeds = sorted(sweep.learning_rates), sweep.seeds

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_vitfm.training import fine_tuning
+
 
 def report(trainer, dataset: dict, run: dict) -> dict:
     """What `report_classification` leaves, but for the card and its pictures; for one process."""
@@ -16,7 +18,7 @@ def report(trainer, dataset: dict, run: dict) -> dict:
     return metrics
 
 
-def use_quick_report(patch: pytest.MonkeyPatch, finetune) -> None:
-    """Let the script `finetune` end its runs with `report`."""
-    patch.setattr(finetune, "report_classification", report)
-    patch.setattr(finetune, "check_reload", lambda *args: None)
+def use_quick_report(patch: pytest.MonkeyPatch) -> None:
+    """Let the scripts that train classifiers end their runs with `report`."""
+    patch.setattr(fine_tuning, "report_classification", report)
+    patch.setattr(fine_tuning, "check_reload", lambda *args: None)

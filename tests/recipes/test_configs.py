@@ -1,7 +1,7 @@
 """Every configuration trains as its source says: optimizer, groups, batch, schedule and augmentation, from the file."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,14 @@ import yaml
 
 from hf_vitfm import ImageClassificationTrainer, ViTConfig, ViTForImageClassification
 from hf_vitfm.training.arguments import VisionTrainingArguments
+from hf_vitfm.training.fine_tuning import ModelArguments
+from hf_vitfm.training.linear_probe import LinearProbeForImageClassification
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, parse_recipe
 from hf_vitfm.training.sweep import SweepArguments
-from recipes.vit import finetune
 
 
-CONFIGS = {path.stem: path for path in Path("recipes").glob("*/configs/*.yaml")}
-NO_PAPER = {"quickstart", "folder"}  # settings of ours, which no source fixes
+CONFIGS = {f"{path.parts[1]}/{path.stem}": path for path in Path("recipes").glob("*/configs/*.yaml")}
+NO_PAPER = {"vit/quickstart", "vit/folder"}  # settings of ours, which no source fixes
 IMAGENET_ROWS = 1_281_167
 TINY = {**SMOKE_MODEL, "num_labels": 3}
 PLAIN_CROP = {"crop_scale": [0.05, 1.0], "crop_antialias": False, "horizontal_flip": 0.5}
@@ -44,68 +45,151 @@ class Row:
     rates: list[tuple[int, float]]
     batch: int = 512
     optimizer: tuple = SGD  # class, options, weight decay
+    layer_decay: float = 1.0
     clip: float = 1.0
     augmentation: dict | None = None
     model: dict | None = None
     sweep: tuple | None = None  # learning rates, held out, seeds
+    model_class: type = ViTForImageClassification
 
 
 PAPER = "ViT paper, Table 4 and B.1.1; warm-up and crop: vit_jax configs/common.py:68, input_pipeline.py:197-214; "
 SMALL_GRID, SEEDS = [0.001, 0.003, 0.01, 0.03], [0, 1, 2]
 HEAD = {"pooling": "cls", "head_init": "zeros"}
 IN1K = [(1, 6e-5), (500, 0.03), (10_250, 0.015), (20_000, 0.0)]
+STRONG = {  # DeiT's, and with it MAE's fine-tuning
+    "crop_scale": [0.08, 1.0],
+    "horizontal_flip": 0.5,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.25,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "mix_probability": 1.0,
+    "mix_switch_probability": 0.5,
+    "label_smoothing_factor": 0.1,
+}
+MAE_HEAD = {"pooling": "mean", "head_init": "trunc_normal", "image_size": 224}
+MAE_B = Row(
+    "MAE FINETUNE.md:39-47; the rest: defaults of main_finetune.py, warm-up of 5 epochs",
+    100 * 1_251,
+    # After a third of the cosine three quarters are left: 1e-6 + .75 x (2e-3 - 1e-6).
+    [(1, 2e-3 / 6_255), (6_255, 2e-3), (45_870, 1.50025e-3), (125_100, 1e-6)],
+    batch=1024,
+    optimizer=("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8}, 0.05),
+    layer_decay=0.65,
+    clip=0.0,
+    augmentation=STRONG,
+    model={**MAE_HEAD, "drop_path_rate": 0.1, "layer_norm_eps": 1e-6},
+)
+MAE_L = replace(
+    MAE_B,
+    source="MAE FINETUNE.md:54-64",
+    steps=50 * 1_251,
+    rates=[(1, 4e-3 / 6_255), (6_255, 4e-3), (25_020, 3.00025e-3), (62_550, 1e-6)],
+    layer_decay=0.75,
+    model={**MAE_B.model, "drop_path_rate": 0.2},
+)
+PROBE_B = Row(
+    "MAE FINETUNE.md:103-117, main_linprobe.py, util/lars.py",
+    90 * 78,
+    [(1, 6.4 / 780), (780, 6.4), (3_900, 3.2), (7_020, 0.0)],
+    batch=16_384,
+    optimizer=("LARS", {"momentum": 0.9, "trust_coefficient": 0.001}, 0.0),
+    clip=0.0,
+    augmentation={"crop_scale": [0.08, 1.0], "horizontal_flip": 0.5},
+    model={"pooling": "cls", "layer_norm_eps": 1e-6, "image_size": 224},
+    model_class=LinearProbeForImageClassification,
+)
+PROBE_L = replace(
+    PROBE_B,
+    source="MAE FINETUNE.md:124: 50 epochs are sufficient for L and H",
+    steps=50 * 78,
+    rates=[(1, 6.4 / 780), (780, 6.4), (2_340, 3.2), (3_900, 0.0)],
+)
 TABLE = {
-    "finetune_b16_in1k": Row(PAPER + "one rate of the grid", 20_000, IN1K, model={**HEAD, "image_size": 384}),
-    "finetune_l16_in1k_512": Row(
+    "mae/finetune_b16_in1k": MAE_B,
+    "mae/finetune_l16_in1k": MAE_L,
+    "mae/finetune_h14_in1k": replace(
+        MAE_L, source="MAE FINETUNE.md:69-79", model={**MAE_L.model, "drop_path_rate": 0.3}
+    ),
+    "mae/linear_probe_b16_in1k": PROBE_B,
+    "mae/linear_probe_l16_in1k": PROBE_L,
+    "mae/linear_probe_h14_in1k": PROBE_L,
+    "mae/scratch_l16_in1k": Row(
+        "MAE Table 11 as quoted in facebookresearch/mae#41 and mmpretrain's vit-base-p16_pt-32xb128-mae_in1k-224.py",
+        200 * 312,
+        [(1, 1.6e-3 / 6_240), (6_240, 1.6e-3), (34_320, 8e-4), (62_400, 0.0)],
+        batch=4096,
+        optimizer=("AdamW", {"betas": (0.9, 0.95), "eps": 1e-8}, 0.3),
+        clip=0.0,
+        augmentation={**STRONG, "random_erasing": 0.0, "ema_decay": 0.9999},
+        model={**MAE_HEAD, "drop_path_rate": 0.2},
+    ),
+    "mae/scratch_l16_in1k_vit": Row(
+        "ViT paper, Table 3; crop: vit_jax input_pipeline.py:197-214",
+        300 * 312,
+        [(1, 3e-7), (10_000, 3e-3), (51_800, 1.5e-3), (93_600, 0.0)],
+        batch=4096,
+        optimizer=("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8}, 0.3),
+        model={
+            **HEAD,
+            "representation_size": 1024,
+            "weight_init": "jax",
+            "hidden_dropout_prob": 0.1,
+            "image_size": 224,
+        },
+    ),
+    "vit/finetune_b16_in1k": Row(PAPER + "one rate of the grid", 20_000, IN1K, model={**HEAD, "image_size": 384}),
+    "vit/finetune_l16_in1k_512": Row(
         PAPER + "Polyak factor and resolution: section 4.1",
         20_000,
         IN1K,
         augmentation={**PLAIN_CROP, "ema_decay": 0.9999},
         model={**HEAD, "image_size": 512},
     ),
-    "finetune_h14_in1k_518": Row(
+    "vit/finetune_h14_in1k_518": Row(
         PAPER + "Polyak factor and resolution: section 4.1",
         20_000,
         IN1K,
         augmentation={**PLAIN_CROP, "ema_decay": 0.9999},
         model={**HEAD, "image_size": 518},
     ),
-    "transfer_in1k": Row(
+    "vit/transfer_in1k": Row(
         PAPER + "rate: big_vision configs/transfer.py:22",
         20_000,
         IN1K,
         model={**HEAD, "image_size": 384},
         sweep=([0.003, 0.01, 0.03, 0.06], 0.01, SEEDS),
     ),
-    "transfer_cifar10": Row(
+    "vit/transfer_cifar10": Row(
         PAPER + "rate: big_vision configs/transfer.py:23",
         10_000,
         [(1, 6e-6), (500, 0.003), (5_250, 0.0015), (10_000, 0.0)],
         model={**HEAD, "image_size": 384},
         sweep=(SMALL_GRID, 0.02, SEEDS),
     ),
-    "transfer_cifar100": Row(
+    "vit/transfer_cifar100": Row(
         PAPER + "rate: big_vision configs/transfer.py:24",
         10_000,
         [(1, 2e-5), (500, 0.01), (5_250, 0.005), (10_000, 0.0)],
         model={**HEAD, "image_size": 384},
         sweep=(SMALL_GRID, 0.02, SEEDS),
     ),
-    "transfer_pets": Row(
+    "vit/transfer_pets": Row(
         PAPER + "rate and warm-up: big_vision configs/transfer.py:25, 75",
         500,
         [(1, 3e-5), (100, 0.003), (300, 0.0015), (500, 0.0)],
         model={**HEAD, "image_size": 384},
         sweep=(SMALL_GRID, 0.1, SEEDS),
     ),
-    "transfer_flowers": Row(
+    "vit/transfer_flowers": Row(
         PAPER + "rate and warm-up: big_vision configs/transfer.py:26, 77",
         500,
         [(1, 3e-5), (100, 0.003), (300, 0.0015), (500, 0.0)],
         model={**HEAD, "image_size": 384},
         sweep=(SMALL_GRID, 0.1, SEEDS),
     ),
-    "transfer_vtab": Row(
+    "vit/transfer_vtab": Row(
         PAPER + "images squashed: task_adaptation data_loader.py; 800 + 200 images: VTAB-1k",
         2_500,
         [(1, 2e-5), (500, 0.01), (1_500, 0.005), (2_500, 0.0)],
@@ -113,7 +197,7 @@ TABLE = {
         model={**HEAD, "image_size": 384},
         sweep=([0.01], 200, SEEDS),
     ),
-    "plain_s16_in1k": Row(
+    "vit/plain_s16_in1k": Row(
         "Better plain ViT: big_vision configs/vit_s16_i1k.py; decay 1e-4 / 1e-3: optax.py:143-149",
         90 * (IMAGENET_ROWS // 1024),
         [(1, 1e-7), (10_000, 1e-3), (61_295, 5e-4), (112_590, 0.0)],
@@ -130,7 +214,7 @@ TABLE = {
             "image_size": 224,
         },
     ),
-    "deit_s16_in1k": Row(
+    "vit/deit_s16_in1k": Row(
         "DeiT main.py: defaults, batch 8 x 128",
         300 * (IMAGENET_ROWS // 1024),
         # The middle of the cosine is between two updates: 1e-5 + (1e-3 - 1e-5) / 2.
@@ -138,18 +222,7 @@ TABLE = {
         batch=1024,
         optimizer=("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8}, 0.05),
         clip=0.0,
-        augmentation={
-            "crop_scale": [0.08, 1.0],
-            "horizontal_flip": 0.5,
-            "auto_augment": "rand-m9-mstd0.5-inc1",
-            "random_erasing": 0.25,
-            "mixup_alpha": 0.8,
-            "cutmix_alpha": 1.0,
-            "mix_probability": 1.0,
-            "mix_switch_probability": 0.5,
-            "repeated_augmentation": 3,
-            "label_smoothing_factor": 0.1,
-        },
+        augmentation={**STRONG, "repeated_augmentation": 3},
         model={"drop_path_rate": 0.1, "image_size": 224},
     ),
 }
@@ -162,13 +235,13 @@ def test_no_configuration_is_forgotten():
 def parse(name: str, *argv: str):
     settings = yaml.safe_load(CONFIGS[name].read_text())
     dataset = [] if "dataset" in settings else ["--dataset", "fashion-mnist"]
-    classes = (finetune.ModelArguments, DataArguments, VisionTrainingArguments)
+    classes = (ModelArguments, DataArguments, VisionTrainingArguments)
     return parse_recipe(classes, [str(CONFIGS[name]), *dataset, "--use_cpu", "--bf16", "false", *argv])
 
 
 def make_trainer(name: str) -> ImageClassificationTrainer:
     model_args, _, args = parse(name, "--eval_strategy", "no")
-    model = ViTForImageClassification(ViTConfig(**{**model_args.model, **TINY}))
+    model = TABLE[name].model_class(ViTConfig(**{**model_args.model, **TINY}))
     return ImageClassificationTrainer(model=model, args=args)
 
 
@@ -188,7 +261,11 @@ def test_the_optimizer_and_its_groups(name):
         for name in decay
     }
     assert decay == {name: weight_decay if kernel else 0.0 for name, kernel in is_kernel.items()}
-    assert {group["lr"] for group in optimizer.param_groups} == {max(rate for _, rate in row.rates)}
+    peak, layers = max(rate for _, rate in row.rates), TINY["num_hidden_layers"] + 2
+    rates = {peak * row.layer_decay**depth for depth in range(layers)}
+    assert sorted({group["lr"] for group in optimizer.param_groups}, reverse=True) == pytest.approx(
+        sorted(rates, reverse=True)
+    )
     assert trainer.args.max_grad_norm == row.clip
 
 

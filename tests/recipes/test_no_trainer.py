@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
         if key not in done:
             folder = tmp_path_factory.mktemp("trainer")
             with pytest.MonkeyPatch.context() as patch:
-                use_quick_report(patch, finetune)
+                use_quick_report(patch)
                 done[key] = folder, finetune.main([*argv, "--use_cpu", "--output_dir", str(folder)])
         return done[key]
 

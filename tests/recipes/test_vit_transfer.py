@@ -121,7 +121,7 @@ def train_steps(monkeypatch, fail_at: int | None = None) -> list[str]:
 
 
 def test_a_killed_protocol_goes_on_and_ends_like_single_runs(monkeypatch, tmp_path):
-    use_quick_report(monkeypatch, transfer.finetune)
+    use_quick_report(monkeypatch)
     saving = ["--max_steps", "3", "--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "no"]
     argv = [CONFIG, "--smoke", "--use_cpu", *saving]
     sweep = ["--learning_rates", "0.001", "0.5", "--seeds", "1", "--output_dir", str(tmp_path / "out")]
