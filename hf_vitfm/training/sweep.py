@@ -1,12 +1,19 @@
 """Several runs of one recipe: learning rates compared on held-out training images, then seeds with the best of them."""
 
+import gc
 import hashlib
 import json
 import math
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from ..cards.redact import redact_command
 from .checkpoints import last_checkpoint, staging_path, write_text
@@ -115,6 +122,54 @@ class SweepRun:
         """What a finished run left: numbers of all_results.json under their names, and its `dataset`."""
         results, run = (json.loads((self.directory / name).read_text(encoding="utf-8")) for name in RESULT_FILES)
         return {**results, "dataset": run["dataset"]}
+
+
+def on_first_process(function: Callable[[], Any]) -> Any:
+    """What a function returns on the first process, the only one to run it, on all of them."""
+    answer = [function() if PartialState().is_main_process else None]
+    return broadcast_object_list(answer)[0]
+
+
+def say(text: str) -> None:
+    """Write a line once, at once."""
+    if PartialState().is_main_process:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def perform(run: SweepRun, main: Callable[[list[str]], dict], title: str) -> dict:
+    """Do a run, or what is left of it, and say so; every process calls it.
+
+    Args:
+        run: which one.
+        main: of the recipe's script: command line -> metrics.
+        title: what to call the run.
+
+    Returns:
+        Its results, as `SweepRun.read_results` gives them.
+
+    Raises:
+        FileExistsError: if the run's folder holds something else.
+    """
+    state = on_first_process(run.find_state)
+    if state == FOREIGN:
+        raise FileExistsError(
+            f"{run.directory} holds something else than this run: another command, or a configuration that was changed "
+            f"since. Move it away, or choose another --output_dir. The run is: {run.command}"
+        )
+    if state == FINISHED:
+        say(f"{title}: already there")
+    else:
+        say(f"{title}: {'goes on' if state == INTERRUPTED else 'begins'} in {run.directory}")
+        on_first_process(run.mark_start)
+        main([*run.arguments, *(["--resume_from_checkpoint", "true"] if state == INTERRUPTED else [])])
+        gc.collect()  # a Trainer and its model refer to each other; the next model needs the memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    results = on_first_process(run.read_results)
+    if "eval_top1" in results:
+        say(f"{title}: {100 * results['eval_top1']:.2f} % top-1 on {results['dataset']['evaluation_split']}")
+    return results
 
 
 def _read_json(path: Path) -> dict | None:

@@ -10,19 +10,14 @@ command goes on where it was. On several devices put `accelerate launch` in the 
 """
 
 import argparse
-import gc
 import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 import finetune  # the script beside this one
 from hf_vitfm.cards.grid_figure import draw_grid
@@ -31,12 +26,11 @@ from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.fine_tuning import ModelArguments
 from hf_vitfm.training.recipe import DataArguments, parse_recipe
 from hf_vitfm.training.sweep import (
-    FINISHED,
-    FOREIGN,
-    INTERRUPTED,
     SweepArguments,
     SweepRun,
     choose_learning_rate,
+    perform,
+    say,
 )
 
 
@@ -63,47 +57,13 @@ def shared_options(argv: list[str]) -> list[str]:
     return shared
 
 
-def on_first_process(function: Callable[[], Any]) -> Any:
-    """What a function returns on the first process, the only one to run it, on all of them."""
-    answer = [function() if PartialState().is_main_process else None]
-    return broadcast_object_list(answer)[0]
-
-
-def say(text: str) -> None:
-    """Print once, at once."""
-    if PartialState().is_main_process:
-        print(text, flush=True)
-
-
-def perform(run: SweepRun, title: str) -> dict:
-    """Do a run, or what is left of it; returns its results."""
-    state = on_first_process(run.find_state)
-    if state == FOREIGN:
-        raise FileExistsError(
-            f"{run.directory} holds something else than this run: another command, or a configuration that was changed "
-            f"since. Move it away, or choose another --output_dir. The run is: {run.command}"
-        )
-    if state == FINISHED:
-        say(f"{title}: already there")
-    else:
-        say(f"{title}: {'goes on' if state == INTERRUPTED else 'begins'} in {run.directory}")
-        on_first_process(run.mark_start)
-        finetune.main([*run.arguments, *(["--resume_from_checkpoint", "true"] if state == INTERRUPTED else [])])
-        gc.collect()  # a Trainer and its model refer to each other; the next model needs the memory
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    results = on_first_process(run.read_results)
-    say(f"{title}: {100 * results['eval_top1']:.2f} % top-1 on {results['dataset']['evaluation_split']}")
-    return results
-
-
 def search(runs: dict[float, SweepRun]) -> dict[float, dict | None]:
     """Results on the held-out images by learning rate; None where training diverged."""
     results = {}
     for number, (rate, run) in enumerate(runs.items(), 1):
         title = f"[grid {number}/{len(runs)}] learning rate {rate:g}"
         try:
-            results[rate] = perform(run, title)
+            results[rate] = perform(run, finetune.main, title)
         except FloatingPointError as error:  # on all processes alike
             say(f"{title}: diverged. {error}")
             results[rate] = None
@@ -157,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict:
     # 2. The seeds, on all training images
     runs = {seed: make_run(f"seed-{seed}", learning_rate=rate, seed=seed) for seed in seeds}
     results = {
-        seed: perform(run, f"[seed {number}/{len(runs)}] seed {seed}, learning rate {rate:g}")
+        seed: perform(run, finetune.main, f"[seed {number}/{len(runs)}] seed {seed}, learning rate {rate:g}")
         for number, (seed, run) in enumerate(runs.items(), 1)
     }
     # 3. The report
