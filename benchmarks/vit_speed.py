@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from datetime import date
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -77,33 +77,55 @@ def run_step(model: torch.nn.Module, autocast: torch.autocast, pixels: torch.Ten
         model.zero_grad(set_to_none=True)
 
 
-def make_products(model: torch.nn.Module, pixels: torch.Tensor, dtype: torch.dtype):
-    """The model's matrix products alone (but the head's), as a function; every layer has weights of its own."""
-    config, calls = model.config, []
-    width, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    batch, patches = len(pixels), (config.image_size // config.patch_size) ** 2
+class Products:
+    """Matrix products alone, as a function; every weight is a tensor of its own, outputs are allocated once."""
 
-    @cache
-    def tensor(role, *shape):
-        return torch.randn(shape, dtype=dtype, device=pixels.device)
+    def __init__(self, dtype: torch.dtype, device: str, has_backward: bool):
+        self.dtype, self.device, self.has_backward = dtype, device, has_backward
+        self.calls, self.tensors = [], {}
 
-    def add(role, x_shape, w_shape, has_dgrad=True):  # y = x w^T, as Linear has it; or batched: scores, weighted sums
-        x, w, y = tensor("x", *x_shape), tensor(role, *w_shape), tensor("y", *x_shape[:-1], w_shape[-2])
+    def tensor(self, role, *shape: int) -> torch.Tensor:
+        if (role, shape) not in self.tensors:
+            self.tensors[role, shape] = torch.randn(shape, dtype=self.dtype, device=self.device)
+        return self.tensors[role, shape]
+
+    def add(self, role, x_shape, w_shape, has_dgrad: bool = True) -> None:
+        """y = x w^T, as Linear has it, or batched (scores, weighted sums); backward the gradients of w and, if so, x."""
+        x, w, y = (
+            self.tensor(*args) for args in (("x", *x_shape), (role, *w_shape), ("y", *x_shape[:-1], w_shape[-2]))
+        )
         multiply = torch.mm if x.ndim == 2 else torch.bmm
-        calls.append(partial(multiply, x, w.mT, out=tensor("out", *y.shape)))
-        if model.training:
-            calls.append(partial(multiply, y.mT, x, out=tensor(f"gradient of {role}", *w_shape)))
-        if model.training and has_dgrad:  # not for the patches: pixels need no gradient
-            calls.append(partial(multiply, y, w, out=tensor("out", *x_shape)))
+        self.calls.append(partial(multiply, x, w.mT, out=self.tensor("out", *y.shape)))
+        if self.has_backward:
+            self.calls.append(partial(multiply, y.mT, x, out=self.tensor(("gradient", role), *w_shape)))
+        if self.has_backward and has_dgrad:
+            self.calls.append(partial(multiply, y, w, out=self.tensor("out", *x_shape)))
 
-    patch_values, rows = config.num_channels * config.patch_size**2, batch * (patches + 1)
-    add("patches", (batch * patches, patch_values), (width, patch_values), has_dgrad=False)
+    def add_layer(self, role, config, batch: int, tokens: int, num_outputs: int | None = None) -> None:
+        """One layer of an encoder; with `num_outputs`, what that many of its outputs need."""
+        width, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+        rows, queries = batch * tokens, tokens if num_outputs is None else num_outputs
+        self.add(role, (rows, width), (3 * width, width))
+        for inputs, outputs in ((width, width), (width, hidden), (hidden, width)):
+            self.add(role, (batch * queries, inputs), (outputs, inputs))
+        self.add("key", (batch * heads, queries, width // heads), (batch * heads, tokens, width // heads))
+        self.add("value", (batch * heads, queries, tokens), (batch * heads, width // heads, tokens))
+
+    def __call__(self) -> None:
+        for call in self.calls:
+            call()
+
+
+def make_products(model: torch.nn.Module, pixels: torch.Tensor, dtype: torch.dtype) -> Products:
+    """The products of our ViT (but the head's)."""
+    config, batch = model.config, len(pixels)
+    patches, patch_values = (config.image_size // config.patch_size) ** 2, config.num_channels * config.patch_size**2
+    products = Products(dtype, pixels.device, has_backward=model.training)
+    # Pixels need no gradient.
+    products.add("patches", (batch * patches, patch_values), (config.hidden_size, patch_values), has_dgrad=False)
     for layer in range(config.num_hidden_layers):
-        for inputs, outputs in ((width, 3 * width), (width, width), (width, hidden), (hidden, width)):
-            add(layer, (rows, inputs), (outputs, inputs))
-        add("key", *[(batch * heads, patches + 1, width // heads)] * 2)
-        add("value", (batch * heads, patches + 1, patches + 1), (batch * heads, width // heads, patches + 1))
-    return lambda: [call() for call in calls]
+        products.add_layer(layer, config, batch, patches + 1)
+    return products
 
 
 def measure(steps: dict, rounds: int, device: str, progress: tqdm) -> dict[str, list[float]]:
@@ -122,7 +144,7 @@ def measure(steps: dict, rounds: int, device: str, progress: tqdm) -> dict[str, 
     return seconds
 
 
-def summarize(seconds: dict[str, list[float]]) -> dict:
+def summarize(seconds: dict[str, list[float]], peers: tuple[str, ...] = PEERS) -> dict:
     """Medians and quartiles of the times, and of the ratios ours / peer and products / model within each round."""
 
     def spread(top, bottom=None):
@@ -131,17 +153,17 @@ def summarize(seconds: dict[str, list[float]]) -> dict:
 
     return {
         "seconds": {name: {**spread(name), "all": values} for name, values in seconds.items()},
-        "ratio": {name: spread("hf_vitfm", name) for name in PEERS},
-        "gemm_share": {name: spread("gemm", name) for name in ("hf_vitfm", *PEERS)},
+        "ratio": {name: spread("hf_vitfm", name) for name in peers},
+        "gemm_share": {name: spread("gemm", name) for name in ("hf_vitfm", *peers)},
     }
 
 
-def describe(args: argparse.Namespace) -> dict:
+def describe(args: argparse.Namespace, modules: tuple = (hf_vitfm, torch, transformers, timm)) -> dict:
     """What runs where."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = (re.findall(r"model name\s*: (.*)", cpuinfo) or [platform.machine()])[0]
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu}, {args.threads} threads"
-    versions = {module.__name__: module.__version__ for module in (hf_vitfm, torch, transformers, timm)}
+    versions = {module.__name__: module.__version__ for module in modules}
     settings = {name: getattr(args, name) for name in ("device", "variant", "batch", "rounds", "threads")}
     return {"date": date.today().isoformat(), "hardware": hardware, "versions": versions, **settings, "cases": []}
 

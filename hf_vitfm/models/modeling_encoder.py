@@ -14,6 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .modeling_cpu_attention import float32_attention, is_faster_in_float32
+
 
 def eager_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
     """Attention that returns its weights; same signature as transformers' attention functions.
@@ -93,22 +95,30 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        num_outputs: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D) and, with `output_attentions`, weights (B, N, T, T)."""
+        """(B, T, D) -> (B, T, D) and, with `output_attentions`, weights (B, N, T, T); see `Encoder` on `num_outputs`."""
         batch, tokens, width = hidden_states.shape
         # Cut along the last dimension, so that the gradient is one concatenation in the layout that the GEMM reads.
         parts = self.qkv(hidden_states).chunk(3, dim=-1)
         shape = (batch, tokens, self.num_heads, self.head_dim)
         query, key, value = (part.view(shape).transpose(1, 2) for part in parts)  # (B, T, D) -> (B, N, T, H)
+        if num_outputs is not None:
+            query = query[:, :, tokens - num_outputs :]
         # Only the eager function returns weights, so a call that wants them uses it, whatever the configuration says.
         name = "eager" if output_attentions else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if name == "sdpa" and is_faster_in_float32(self, query, attention_mask, dropout):
+            attend = float32_attention
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, is_causal=self.is_causal
         )
-        return self.proj(output.reshape(batch, tokens, width)), weights
+        return self.proj(output.reshape(batch, -1, width)), weights
 
 
 class MLP(nn.Module):
@@ -143,11 +153,17 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        num_outputs: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D) and the attention weights, if asked for."""
-        residual = hidden_states  # names are used again so that no tensor outlives its use
-        hidden_states, weights = self.attention(self.norm1(hidden_states), attention_mask, output_attentions)
+        """(B, T, D) -> (B, T, D) and the attention weights, if asked for; see `Encoder` on `num_outputs`."""
+        # Names are used again so that no tensor outlives its use.
+        residual = hidden_states if num_outputs is None else hidden_states[:, hidden_states.shape[1] - num_outputs :]
+        hidden_states = self.norm1(hidden_states)
+        hidden_states, weights = self.attention(hidden_states, attention_mask, output_attentions, num_outputs)
         hidden_states = residual + self.drop_path(self.layer_scale1(self.dropout(hidden_states)))
         del residual
         hidden_states = hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
@@ -172,6 +188,7 @@ class Encoder(nn.Module):
         attention_mask: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        num_outputs: int | None = None,
     ) -> BaseModelOutput:
         """Run all layers.
 
@@ -180,11 +197,19 @@ class Encoder(nn.Module):
             attention_mask: (B, T) with 1 for tokens to attend to, or None for all.
             output_attentions: also return one (B, N, T, T) tensor per layer (computed by the eager function).
             output_hidden_states: also return layers + 1 tensors (B, T, D): the input, then each layer's output.
+            num_outputs: of the last layer only the outputs of that many tokens, the last ones: `last_hidden_state` is
+                (B, num_outputs, D). They attend to all tokens; what only the others need is not computed.
+
+        Raises:
+            ValueError: if `num_outputs` comes with a mask or causality, which are made for queries of all tokens.
         """
+        if num_outputs is not None and (self.is_causal or attention_mask is not None):
+            raise ValueError("`num_outputs` needs an encoder without a mask: not causal, `attention_mask=None`.")
         mask = self._expand_mask(hidden_states, attention_mask, output_attentions)
         all_hidden_states, all_attentions = (hidden_states,) if output_hidden_states else (), ()
-        for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, mask, output_attentions)
+        for i, layer in enumerate(self.layers, 1):
+            is_last = i == len(self.layers)
+            hidden_states, weights = layer(hidden_states, mask, output_attentions, num_outputs if is_last else None)
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
             if output_attentions:

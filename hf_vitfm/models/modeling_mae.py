@@ -16,7 +16,7 @@ from .configuration_mae import VitfmMAEConfig
 from .modeling_base import VitfmPreTrainedModel
 from .modeling_embeddings import PositionTable, VisionEmbeddings, as_pair, patch_grid
 from .modeling_encoder import Encoder
-from .modeling_masking import draw_noise, fixed_noise, num_visible, split_patches
+from .modeling_masking import draw_noise, fixed_noise, invert_order, num_visible, split_patches
 
 
 @dataclass
@@ -171,7 +171,11 @@ class MAEModel(MAEPreTrainedModel):
 
 
 class MAEDecoder(PositionTable):
-    """Puts mask tokens in the place of the masked patches and decodes all of them."""
+    """Adds mask tokens for the masked patches and decodes all patches.
+
+    Attention does not depend on the order of its tokens, so they stay in the order visible, then masked: their positions
+    are put into this order, not the tokens into that of the image. The tokens that the loss needs are the last ones.
+    """
 
     def __init__(self, config: VitfmMAEConfig):
         super().__init__()
@@ -182,18 +186,34 @@ class MAEDecoder(PositionTable):
         self.encoder = Encoder(DecoderConfig(config))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(self, latent: Tensor, ids_restore: Tensor, grid: tuple[int, int], interpolate: bool) -> Tensor:
-        """Encoder's tokens (B, prefix + V, D) and `ids_restore` (B, P) -> tokens of all patches (B, P, E)."""
-        batch, num_patches = ids_restore.shape
-        visible = latent.shape[1] - 1 - self.config.num_register_tokens
+    def forward(
+        self, latent: Tensor, order: Tensor, grid: tuple[int, int], interpolate: bool, num_outputs: int
+    ) -> Tensor:
+        """Decode patches.
+
+        Args:
+            latent: the encoder's tokens, (B, prefix + V, D).
+            order: indices of the patches (B, P), the visible ones first, as they are in `latent`.
+            grid: (rows, columns) of patches.
+            interpolate: resize the positions to this grid.
+            num_outputs: how many patches are wanted, from the end of `order`.
+
+        Returns:
+            Tokens of the last patches of `order`, (B, num_outputs, E).
+        """
+        registers = self.config.num_register_tokens
+        if registers:  # they have done their work in the encoder
+            latent = torch.cat([latent[:, :1], latent[:, 1 + registers :]], dim=1)
+        visible = latent.shape[1] - 1
         tokens = self.embed(latent)
-        prefix, patches = tokens[:, :1], tokens[:, -visible:]  # registers have done their work in the encoder
         positions = self.positions(grid, interpolate)
-        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, num_patches - visible, -1)
-        patches = torch.cat([patches, mask_tokens], dim=1)
-        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        hidden_states = torch.cat([prefix, patches], dim=1) + positions
-        return self.norm(self.encoder(hidden_states).last_hidden_state)[:, 1:]
+        patch_positions = positions[0, 1:][order]  # (B, P, E)
+        parts = [
+            tokens[:, :1] + positions[:, :1],
+            tokens[:, 1:] + patch_positions[:, :visible],
+            self.mask_token + patch_positions[:, visible:],
+        ]
+        return self.norm(self.encoder(torch.cat(parts, dim=1), num_outputs=num_outputs).last_hidden_state)
 
 
 class MAEForPreTraining(MAEPreTrainedModel):
@@ -240,16 +260,21 @@ class MAEForPreTraining(MAEPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         grid = self.vit.embeddings.patch_embeddings.grid(pixel_values)
-        tokens = self.decoder(encoded.last_hidden_state, encoded.ids_restore, grid, interpolate)
-        num_patches = tokens.shape[1]
-        wants_logits = not self.training if return_logits is None else return_logits
-        logits = self.predict(tokens) if wants_logits else None
+        order = invert_order(encoded.ids_restore)
+        num_patches = order.shape[1]
         visible = num_visible(num_patches, self.config.mask_ratio) if self.config.mask_ratio else num_patches
-        loss = None
-        if visible < num_patches:
-            masked = encoded.ids_restore.argsort(dim=1)[:, visible:]  # (B, M)
-            predicted = self.predict(_take(tokens, masked)) if logits is None else _take(logits, masked)
-            loss = self.loss(predicted, _take(self.patchify(pixel_values), masked))
+        wants_logits = not self.training if return_logits is None else return_logits
+        num_outputs = num_patches if wants_logits else num_patches - visible
+        loss = logits = None
+        if num_outputs:
+            tokens = self.decoder(encoded.last_hidden_state, order, grid, interpolate, num_outputs)
+            predicted = self.predict(tokens)  # in `order`, masked patches last
+            if visible < num_patches:
+                masked = order[:, visible:]
+                loss = self.loss(predicted[:, -masked.shape[1] :], self.patchify(pixel_values, masked))
+            if wants_logits:
+                index = encoded.ids_restore.unsqueeze(-1).expand(-1, -1, predicted.shape[-1])
+                logits = predicted.gather(1, index)
         return MAEForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -267,12 +292,19 @@ class MAEForPreTraining(MAEPreTrainedModel):
             target = normalize_patches(target)
         return (predicted - target).square().mean()
 
-    def patchify(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, channels, height, width) -> patches (B, P, Q), row by row; within a patch row, column, channel."""
+    def patchify(self, pixel_values: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Images (B, channels, height, width) -> patches (B, P, Q), row by row; within a patch row, column, channel.
+
+        With `indices` (B, M), only those patches: (B, M, Q).
+        """
         rows, columns = self.vit.embeddings.patch_embeddings.grid(pixel_values)
         height, width = as_pair(self.config.patch_size)
         patches = pixel_values.unflatten(3, (columns, width)).unflatten(2, (rows, height))
-        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        patches = patches.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, h, w, channels), nothing is copied yet
+        if indices is None:
+            return patches.flatten(3).flatten(1, 2)
+        images = torch.arange(len(indices), device=indices.device).unsqueeze(1)
+        return patches[images, indices // columns, indices % columns].flatten(2)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The inverse of `patchify`; `grid` is (rows, columns), by default that of the configuration's image."""
@@ -287,8 +319,3 @@ def normalize_patches(patches: Tensor) -> Tensor:
     """Subtract each patch's mean and divide by its standard deviation (unbiased, plus 1e-6 under the root)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
-
-
-def _take(rows: Tensor, indices: Tensor) -> Tensor:
-    """(B, P, Q) and (B, M) -> (B, M, Q)."""
-    return rows.gather(1, indices.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

@@ -84,7 +84,11 @@ def split_patches(noise: Tensor, visible: int) -> tuple[Tensor, Tensor, Tensor]:
         The indices of the visible patches (B, V), the mask (B, P) in float32 with 1 for a masked patch, and
         `ids_restore` (B, P): the place of each patch in the order visible, then masked.
     """
-    shuffle = noise.argsort(dim=1, stable=True)
-    keep = shuffle[:, :visible]
-    mask = torch.ones(noise.shape, device=noise.device).scatter(1, keep, 0.0)
-    return keep, mask, shuffle.argsort(dim=1)
+    order = noise.argsort(dim=1, stable=True)
+    ids_restore = invert_order(order)
+    return order[:, :visible], (ids_restore >= visible).float(), ids_restore
+
+
+def invert_order(order: Tensor) -> Tensor:
+    """Permutations (B, P) -> their inverses: from an order of patches the place of each patch in it, and back."""
+    return order.scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
