@@ -104,7 +104,9 @@ def results_text(config: dict, results: dict, run: dict) -> str:
         f"({as_text(dataset['evaluation_split'])}), under the same masks at every evaluation."
     )
     if config["norm_pix_loss"]:
-        text += " A prediction of nothing but each patch's mean would have a loss of about 1."
+        text += (
+            " A prediction of nothing but each patch's mean would have a loss of about 1, and less on plain patches."
+        )
     if KNN in results:
         labelled = run.get("labelled")
         chance = interval(results[KNN], labelled["query_rows"]) if labelled else ""
@@ -175,13 +177,13 @@ picture_reconstructions(autoencoder, inputs["pixel_values"], image_processor, "r
 def architecture(config: dict) -> str:
     """How the model works."""
     patches = count_patches(config)
-    visible = num_visible(patches, config["mask_ratio"])
+    masked = patches - num_visible(patches, config["mask_ratio"])
     target = "normalised by their patch's mean and variance" if config["norm_pix_loss"] else "not normalised by patch"
     return (
-        f"{cutting(config)} In pre-training, {patches - visible} of these are masked, {MASKINGS[config['masking']]}, and "
+        f"{cutting(config)} In pre-training, {masked} of these are masked, {MASKINGS[config['masking']]}, and "
         f"the encoder never sees them: {config['num_hidden_layers']} transformer layers of width {config['hidden_size']} "
-        f"relate the {visible} visible ones to each other. A decoder of {config['decoder_num_hidden_layers']} layers of "
-        f"width {config['decoder_hidden_size']} gets a mask token in the place of each masked patch, and predicts its "
+        f"relate the visible ones to each other. A decoder of width {config['decoder_hidden_size']} and depth "
+        f"{config['decoder_num_hidden_layers']} gets a mask token in the place of each masked patch, and predicts its "
         f"pixels, {target}. The decoder is of no use after pre-training but for pictures like those above."
     )
 

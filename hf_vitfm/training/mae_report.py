@@ -37,7 +37,7 @@ def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict, half_weigh
     metrics["eval_samples"] = len(trainer.eval_dataset)
     shutil.copyfile(directory / PICTURES / f"step-{trainer.state.global_step}.png", directory / f"{PICTURES}.png")
     config = trainer.model.config
-    unit = "mean squared error" + (", pixels normalised by patch" if config.norm_pix_loss else "")
+    unit = "mean squared error" + (", normalised pixels" if config.norm_pix_loss else "")
     draw_history(trainer.state.log_history, directory / "curves.png", unit)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
