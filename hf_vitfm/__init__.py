@@ -46,6 +46,7 @@ _LAZY = {
     "load_images": "data.datasets",
     "load_sample": "data.samples",
     "open_stream": "data.sources.stream",
+    "sample_checkpoint": "data.samples",
 }
 
 _MODELS = ("MAEConfig", "MAEForPreTraining", "MAEModel", "ViTConfig", "ViTForImageClassification", "ViTModel")

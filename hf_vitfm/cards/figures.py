@@ -36,6 +36,7 @@ SCORES = {
     "top5": ("top-5", GREEN, True),
     "mean_per_class": ("mean per class", ORANGE, True),
     "accuracy": ("accuracy", PINK, True),
+    "knn_top1": ("k-NN top-1", GREEN, True),
     "mean_average_precision": ("mean average precision", BLUE, True),
     "micro_f1": ("F1, micro", GREEN, True),
     "macro_f1": ("F1, macro", ORANGE, True),
@@ -214,9 +215,10 @@ def _evaluation_series(log_history: Sequence[dict]) -> tuple[dict, dict]:
     """Series per evaluation set: losses by set name, scores by (metric, set name); "" is the only set."""
     losses, scores = {}, {}
     for key in dict.fromkeys(key for entry in log_history for key in entry):
-        match = re.fullmatch(rf"eval_(?:(.+)_)?(loss|{'|'.join(SCORES)})", key)
+        match = re.fullmatch(rf"eval_(?:(.+?)_)??(loss|{'|'.join(SCORES)})", key)
         if match is None:
             continue
+        # The shortest name of a set is taken: knn_top1 is a metric, and not top1 of a set "knn".
         name, metric = match[1] or "", match[2]
         if metric == "loss":
             losses[name] = _series(log_history, key)
@@ -273,8 +275,10 @@ def _draw_scores(axes, scores):
             label += f" (best {factor * values.max():.{digits}f}{unit})"
         style = LINE_STYLES[sets.index(name) % len(LINE_STYLES)]
         axes.plot(steps, factor * values, color=colour, linestyle=style, label=label, **_markers(steps))
-    is_accuracy = {"top1", "accuracy"} & {metric for metric, _ in scores}
-    title = "Accuracy on the evaluation set" if is_accuracy else "On the evaluation set"
+    shown = {metric for metric, _ in scores}
+    title = "Accuracy on the evaluation set" if {"top1", "accuracy"} & shown else "On the evaluation set"
+    if shown == {"knn_top1"}:
+        title = "Accuracy of nearest neighbours"  # among labelled images, which need not be the evaluation set
     axes.set_title(title, loc="left")
     axes.set_ylabel("%" if is_percent else "")
     _add_legend(axes)

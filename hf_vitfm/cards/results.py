@@ -84,6 +84,23 @@ def required_results(run: dict) -> list[str]:
     return [*REQUIRED[kind], *(["eval_top5"] if kind == SINGLE and len(run["per_class"]) > 5 else [])]
 
 
+def check_shares(shares: dict[str, float]) -> None:
+    """Refuse a share outside 0..1; the keys say what it is of."""
+    for what, value in shares.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{what} must be a fraction in 0..1; got {value!r}. Divide percent by 100.")
+
+
+def check_numbers(results: dict, *keys: str) -> None:
+    """Refuse losses, times and these numbers of all_results.json where they are not finite."""
+    for key in ("eval_loss", "train_loss", "train_runtime", "epoch", *keys):
+        value = results.get(key, 0)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(
+                f"`{key}` in all_results.json must be a finite number; got {value!r}. A run that diverged gets no card."
+            )
+
+
 def check_results(config: dict, results: dict, run: dict) -> None:
     """Refuse numbers that cannot be: the caller has made sure that they are there.
 
@@ -95,16 +112,8 @@ def check_results(config: dict, results: dict, run: dict) -> None:
     if field == "per_class":
         known = {name: value for name, value in run[field].items() if value is not None}
         shares |= {f"`per_class` in run.json, {name!r}": value for name, value in known.items()}
-    for what, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{what} must be a fraction in 0..1; got {value!r}. Divide percent by 100.")
-    numbers = [m.key for m in measured(results, run) if not m.is_share]
-    for key in ("eval_loss", "train_loss", "train_runtime", "epoch", *numbers):
-        value = results.get(key, 0)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(
-                f"`{key}` in all_results.json must be a finite number; got {value!r}. A run that diverged gets no card."
-            )
+    check_shares(shares)
+    check_numbers(results, *(m.key for m in measured(results, run) if not m.is_share))
     # transformers leaves id2label out of config.json when it is the default, two classes.
     num_labels = len(config.get("id2label", "01"))
     if len(run[field]) != num_labels:
@@ -165,7 +174,7 @@ def measured_limits(results: dict, run: dict) -> list[str]:
 def _shown(measure: Measure, value: float, rows: int) -> tuple[str, str]:
     if not measure.is_share:
         return f"{value:.4g}", ""
-    return as_percent(value), _interval(value, rows) if measure.has_interval else ""
+    return as_percent(value), interval(value, rows) if measure.has_interval else ""
 
 
 def _class_table(run: dict) -> str:
@@ -194,7 +203,7 @@ def _output_table(per_output: dict) -> str:
     return f"By output{shown}:\n\n" + as_table(("Output", *OUTPUT_COLUMNS.values()), rows)
 
 
-def _interval(share: float, rows: int) -> str:
+def interval(share: float, rows: int) -> str:
     """Wilson's interval of a share, which stays within 0..100 % and has a width at both ends."""
     z = 1.959964
     centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)

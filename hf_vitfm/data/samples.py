@@ -1,4 +1,4 @@
-"""The small data sets that ship with the package: they open offline, and nothing is written to any cache.
+"""The small data sets and checkpoints that ship with the package: they open offline, and nothing is written to any cache.
 
 Where they come from and under which licences is in `embedded/README.md`.
 """
@@ -17,6 +17,8 @@ _FILES = {
     "emoji": {"google": "emoji_google.parquet", "twitter": "emoji_twitter.parquet"},
     "fashion-mnist": {"train": "fashion_mnist_train.parquet", "test": "fashion_mnist_test.parquet"},
 }
+
+_CHECKPOINTS = ("fashion-mae",)
 
 SAMPLE_NAMES = tuple(sorted(_FILES))
 
@@ -61,3 +63,20 @@ def load_sample(name: str) -> "DatasetDict":
             for split, file in _FILES[name].items()
         }
     )
+
+
+def sample_checkpoint(name: str) -> Path:
+    """Find one of the small checkpoints that ship with the package, without the network.
+
+    Args:
+        name: "fashion-mae", a masked autoencoder pre-trained on the training images of Fashion-MNIST (28 x 28 pixels).
+
+    Returns:
+        The folder with config.json, model.safetensors and preprocessor_config.json, for `from_pretrained`.
+
+    Raises:
+        ValueError: if there is no checkpoint of that name.
+    """
+    if name not in _CHECKPOINTS:
+        raise ValueError(f"`name` must be one of {', '.join(_CHECKPOINTS)}; got {name!r}.")
+    return EMBEDDED / name

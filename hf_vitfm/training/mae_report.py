@@ -1,13 +1,16 @@
 """The end of a pre-training run: final evaluation, pictures, results files and the model card."""
 
+import os
 import shutil
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from .mae import PICTURES, MAETrainer
 from .report import draw_history, write_record
 
 
-def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict) -> dict:
+def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict, half_weights: bool = False) -> dict:
     """Evaluate a pre-trained autoencoder and write everything that belongs to the run into its output folder.
 
     Writes the model, the processor, all_results.json, run.json, README.md, reconstructions.png and curves.png, the last
@@ -16,7 +19,9 @@ def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict) -> dict:
     Args:
         trainer: after `train()`.
         dataset: name, id, license, evaluation_split (and what else the card is to say of the data).
-        run: recipe, config, command, base_model.
+        run: recipe, config, command, base_model, and `labelled` if the trainer has labelled data: dataset, bank_rows,
+            query_rows.
+        half_weights: save float16 weights, in half the space; the model still loads as float32.
 
     Returns:
         The metrics: `eval_loss` and, if the trainer has labelled data, `eval_knn_top1`.
@@ -26,13 +31,35 @@ def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict) -> dict:
     if not trainer.is_world_process_zero():
         return metrics
     directory = Path(trainer.args.output_dir)
+    if half_weights:
+        halve_weights(directory)
+        run = {**run, "half_weights": True}
     metrics["eval_samples"] = len(trainer.eval_dataset)
     shutil.copyfile(directory / PICTURES / f"step-{trainer.state.global_step}.png", directory / f"{PICTURES}.png")
     config = trainer.model.config
-    unit = "mean squared error" + (", pixels normalised by patch" if config.norm_pix_loss else "")
+    unit = "mean squared error" + (", normalised pixels" if config.norm_pix_loss else "")
     draw_history(trainer.state.log_history, directory / "curves.png", unit)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     dataset = {"evaluation_rows": len(trainer.eval_dataset), **dataset}
     write_record(trainer, {"task": "masked-image-modeling", "dataset": dataset, **run})
     return metrics
+
+
+def halve_weights(directory: Path) -> None:
+    """Round the weights of a saved model to float16; config.json goes on saying as what they are to be loaded.
+
+    Raises:
+        ValueError: if a weight is too large for float16; the file is left as it was.
+    """
+    path = directory / "model.safetensors"
+    weights = {name: weight.half() for name, weight in load_file(path).items()}
+    overflowing = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if overflowing:
+        raise ValueError(
+            f"{len(overflowing)} tensors hold numbers that float16 cannot: {', '.join(overflowing[:5])}. The model is "
+            f"saved as it was in {path}; leave `half_weights` out."
+        )
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, path)

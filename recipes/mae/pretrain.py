@@ -57,16 +57,24 @@ class LabelledArguments:
     )  # fmt: skip
 
     def load(self, seed: int, smoke: bool):
-        """(bank, queries), both with labels, or None."""
+        """(bank, queries), both with labels, and what the card says of them; or None twice."""
         if not self.labelled:
-            return None
+            return None, None
         try:
             options = DataArguments(**{**self.labelled, "smoke": smoke})
         except TypeError as error:
             raise ValueError(
                 f"`labelled` takes options of data, `dataset` among them; got {self.labelled}."
             ) from error
-        return tuple(in_memory(rows) if options.keep_in_memory else rows for rows in options.load(seed)[:2])
+        *rows, split = options.load(seed)
+        bank, queries = (in_memory(each) if options.keep_in_memory else each for each in rows)
+        about = {
+            "dataset": options.describe()["id"],
+            "bank_rows": len(bank),
+            "query_rows": len(queries),
+            "split": split,
+        }
+        return (bank, queries), about
 
 
 def build(args: ModelArguments, smoke: bool):
@@ -108,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     # 1. Data
     train_rows, eval_rows, split = data_args.load(training_args.seed, labels=False)
-    labelled = labelled_args.load(training_args.seed, data_args.smoke)
+    labelled, about_labelled = labelled_args.load(training_args.seed, data_args.smoke)
     if eval_rows is None:
         if labelled is None:
             raise ValueError("Nothing to evaluate on: give `eval_split`, `holdout` (such as 0.01), or `labelled`.")
@@ -135,8 +143,10 @@ def main(argv: list[str] | None = None) -> dict:
         "config": argv[0],
         "command": shlex.join(["python", "recipes/mae/pretrain.py", *argv]),
         "base_model": None if data_args.smoke else model_args.checkpoint,
+        "labelled": about_labelled,
     }
-    metrics = report_pretraining(trainer, {**data_args.describe(), "evaluation_split": split}, run)
+    dataset = {**data_args.describe(), "evaluation_split": split}
+    metrics = report_pretraining(trainer, dataset, run, half_weights=model_args.half_weights)
     if trainer.is_world_process_zero():
         check_reload(trainer)
     return metrics

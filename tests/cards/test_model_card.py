@@ -297,7 +297,7 @@ def test_missing_file_is_named(write_run, name):
         ({"results": {"eval_loss": float("nan")}}, "`eval_loss` in all_results.json must be a finite number"),
         ({"run": {"hardware": ...}}, "run.json has no field `hardware`"),
         ({"run": {"dataset": {"name": "x"}}}, "run.json has no field `dataset.id`"),
-        ({"run": {"task": "masked-image-modeling"}}, "`task` in run.json must be 'image-classification'"),
+        ({"run": {"task": "image-segmentation"}}, "`task` in run.json must be 'image-classification'"),
         ({"run": {"parameters": "many"}}, "`parameters` in run.json must be a whole number"),
         ({"run": {"per_class": {"a": 1.0}}}, "must name the 7 classes of config.json; got 1"),
         ({"run": {"per_class": {**RUN["per_class"], "Dress": 62}}}, "'Dress' must be a fraction"),

@@ -4,7 +4,7 @@ import sys
 import datasets
 import pytest
 
-from hf_vitfm.data.samples import EMBEDDED, SAMPLE_NAMES, load_sample
+from hf_vitfm.data.samples import EMBEDDED, SAMPLE_NAMES, load_sample, sample_checkpoint
 
 
 def test_fashion_mnist_is_balanced_and_names_its_classes():
@@ -69,3 +69,8 @@ def test_every_embedded_file_is_in_the_notice():
         assert f"`{file.name}`" in notice
     for owner in ("2017 Zalando SE", "2013 Cal Henderson", "Google", "Twitter", "CC-BY 4.0", "Apache-2.0"):
         assert owner in notice
+
+
+def test_unknown_checkpoint_lists_the_names():
+    with pytest.raises(ValueError, match="fashion-mae; got 'fashion-mnist'"):
+        sample_checkpoint("fashion-mnist")
