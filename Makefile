@@ -8,7 +8,7 @@ help:  ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: .venv/base  ## fine-tune a small ViT on data that ships with the package
-	.venv/bin/python recipes/vit/finetune.py recipes/vit/configs/quickstart.yaml --output_dir outputs/quickstart
+	.venv/bin/python recipes/mae/finetune.py recipes/mae/configs/quickstart.yaml --output_dir outputs/quickstart
 
 test: .venv/dev  ## run all tests, the slow ones too
 	.venv/bin/python -m pytest

@@ -18,7 +18,7 @@ _FILES = {
     "fashion-mnist": {"train": "fashion_mnist_train.parquet", "test": "fashion_mnist_test.parquet"},
 }
 
-_CHECKPOINTS = ("fashion-mae",)
+CHECKPOINT_NAMES = ("fashion-mae",)
 
 SAMPLE_NAMES = tuple(sorted(_FILES))
 
@@ -65,6 +65,11 @@ def load_sample(name: str) -> "DatasetDict":
     )
 
 
+def find_checkpoint(source: str) -> str:
+    """What `from_pretrained` takes for a checkpoint that a recipe names: the folder of one that ships, or the same."""
+    return str(sample_checkpoint(source)) if source in CHECKPOINT_NAMES else source
+
+
 def sample_checkpoint(name: str) -> Path:
     """Find one of the small checkpoints that ship with the package, without the network.
 
@@ -77,6 +82,6 @@ def sample_checkpoint(name: str) -> Path:
     Raises:
         ValueError: if there is no checkpoint of that name.
     """
-    if name not in _CHECKPOINTS:
-        raise ValueError(f"`name` must be one of {', '.join(_CHECKPOINTS)}; got {name!r}.")
+    if name not in CHECKPOINT_NAMES:
+        raise ValueError(f"`name` must be one of {', '.join(CHECKPOINT_NAMES)}; got {name!r}.")
     return EMBEDDED / name

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor, pip
 from ..conversion.processors import load_image_processor
 from ..data.decode import BadImageError
 from ..data.order import ImageView, in_memory
+from ..data.samples import find_checkpoint
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_embeddings import as_pair
 from ..models.modeling_vit import ViTForImageClassification
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class ModelArguments:
     """The model: built from scratch, or loaded from a checkpoint."""
 
-    checkpoint: str | None = field(default=None, metadata={"help": "Hub id or folder to start from"})
+    checkpoint: str | None = field(default=None, metadata={"help": "Hub id, folder, or fashion-mae, which ships"})
     variant: str | None = field(default=None, metadata={"help": "from scratch: B/16, L/16, ..."})
     image_size: int | None = field(
         default=None, metadata={"help": "pixels; by default the checkpoint's own, 224 from scratch"}
@@ -67,8 +68,9 @@ def build_classifier(
     labels = targets.config_fields
     if args.checkpoint is not None and not smoke:
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
-        model = load(args.checkpoint, **fields, **labels)
-        return model, load_image_processor(args.checkpoint, args.image_size, **args.image_processor)
+        source = find_checkpoint(args.checkpoint)
+        model = load(source, **fields, **labels)
+        return model, load_image_processor(source, args.image_size, **args.image_processor)
     fields = {"image_size": args.image_size or 224, **args.model, **labels}
     if smoke:
         fields = {**labels, **SMOKE_MODEL, "pooling": args.model.get("pooling", "cls")}

@@ -17,6 +17,7 @@ from transformers import ViTImageProcessor, set_seed
 
 from hf_vitfm import MAEConfig, MAEForPreTraining, MAETrainer, VisionTrainingArguments, load_image_processor
 from hf_vitfm.data.order import in_memory
+from hf_vitfm.data.samples import find_checkpoint
 from hf_vitfm.evaluation.reconstruction import load_autoencoder
 from hf_vitfm.models.configuration_base import as_pair
 from hf_vitfm.training.mae_report import report_pretraining
@@ -83,9 +84,8 @@ def build(args: ModelArguments, smoke: bool):
         if args.image_processor or args.variant:
             raise ValueError("`image_processor` and `variant` are for a model from scratch; leave them out.")
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
-        return load_autoencoder(args.checkpoint, **fields), load_image_processor(
-            args.checkpoint, image_size=args.image_size
-        )
+        source = find_checkpoint(args.checkpoint)
+        return load_autoencoder(source, **fields), load_image_processor(source, image_size=args.image_size)
     fields = {"image_size": args.image_size or 224, **args.model}
     if smoke:
         masking = {name: args.model[name] for name in ("mask_ratio", "norm_pix_loss") if name in args.model}

@@ -19,7 +19,7 @@ from transformers import AutoConfig, HfArgumentParser
 from hf_vitfm import load_image_processor, load_sample
 from hf_vitfm.conversion.transformers_mae import MODEL_TYPE as TRANSFORMERS_MAE
 from hf_vitfm.data.decode import decode_image
-from hf_vitfm.data.samples import SAMPLE_NAMES
+from hf_vitfm.data.samples import SAMPLE_NAMES, find_checkpoint
 from hf_vitfm.evaluation.predict import evaluation_transform, find_images
 from hf_vitfm.evaluation.reconstruction import load_autoencoder, picture_reconstructions
 
@@ -28,7 +28,9 @@ from hf_vitfm.evaluation.reconstruction import load_autoencoder, picture_reconst
 class ReconstructionArguments:
     """What is drawn, by which model."""
 
-    checkpoint: str = field(metadata={"help": "Hub id or folder of a masked autoencoder with its decoder"})
+    checkpoint: str = field(
+        metadata={"help": "Hub id or folder (or fashion-mae, which ships) of a masked autoencoder with its decoder"}
+    )
     images: list[str] = field(
         metadata={"help": f"image files, folders of them, or an embedded sample: {', '.join(SAMPLE_NAMES)}"}
     )
@@ -89,11 +91,12 @@ def main(argv: list[str] | None = None) -> Path:
 
     # 2. Model
     fields = {"image_size": args.image_size, "norm_pix_loss": args.norm_pix_loss}
-    model = load_autoencoder(args.checkpoint, **{name: value for name, value in fields.items() if value is not None})
+    source = find_checkpoint(args.checkpoint)
+    model = load_autoencoder(source, **{name: value for name, value in fields.items() if value is not None})
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    processor = load_image_processor(args.checkpoint, image_size=args.image_size)
+    processor = load_image_processor(source, image_size=args.image_size)
     if args.norm_pix_loss is None and not model.config.norm_pix_loss:
-        if AutoConfig.from_pretrained(args.checkpoint).model_type == TRANSFORMERS_MAE:
+        if AutoConfig.from_pretrained(source).model_type == TRANSFORMERS_MAE:
             print(
                 "The configuration says that this model predicts plain pixels. If it is one of facebook/vit-mae-*, it "
                 "was trained on normalised ones: give --norm_pix_loss true."

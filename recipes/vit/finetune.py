@@ -2,7 +2,7 @@
 
 ViT paper (Dosovitskiy et al. 2021), section 4.1 and appendix B.1.1. One command does the whole run:
 
-    python recipes/vit/finetune.py recipes/vit/configs/quickstart.yaml
+    python recipes/vit/finetune.py recipes/vit/configs/fashion_scratch.yaml
 
 On several devices put `accelerate launch` in the place of `python`. `--smoke` runs any configuration in seconds. The steps
 in full are in `hf_vitfm.training.fine_tuning`; finetune_no_trainer.py is the same training as one plain loop.

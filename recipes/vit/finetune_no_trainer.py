@@ -3,7 +3,7 @@
 Same command line, same configurations; without dropout also the same weights. Left out: checkpoints and resuming, model
 card and pictures, FSDP, targets other than one class per image.
 
-    accelerate launch --num_processes 2 recipes/vit/finetune_no_trainer.py recipes/vit/configs/quickstart.yaml
+    accelerate launch --num_processes 2 recipes/vit/finetune_no_trainer.py recipes/vit/configs/fashion_scratch.yaml
 """
 
 import json

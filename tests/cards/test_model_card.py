@@ -45,8 +45,8 @@ RESULTS = {
 RUN = {
     "task": "image-classification",
     "recipe": "recipes/vit/finetune.py",
-    "config": "recipes/vit/configs/quickstart.yaml",
-    "command": "python recipes/vit/finetune.py recipes/vit/configs/quickstart.yaml",
+    "config": "recipes/vit/configs/fashion_scratch.yaml",
+    "command": "python recipes/vit/finetune.py recipes/vit/configs/fashion_scratch.yaml",
     "dataset": {
         "name": "Fashion-MNIST",
         "id": "fashion-mnist",

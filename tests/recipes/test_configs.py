@@ -17,7 +17,12 @@ from hf_vitfm.training.sweep import SweepArguments
 
 
 CONFIGS = {f"{path.parts[1]}/{path.stem}": path for path in Path("recipes").glob("*/configs/*.yaml")}
-NO_PAPER = {"vit/quickstart", "vit/folder"}  # settings of ours, which no source fixes
+NO_PAPER = {
+    "vit/fashion_scratch",
+    "vit/folder",
+    "mae/quickstart",
+    "mae/mask_ratio", "mae/few_labels", "mae/few_labels_scratch",
+}  # settings of ours, which no source fixes
 IMAGENET_ROWS = 1_281_167
 TINY = {**SMOKE_MODEL, "num_labels": 3}
 PLAIN_CROP = {"crop_scale": [0.05, 1.0], "crop_antialias": False, "horizontal_flip": 0.5}

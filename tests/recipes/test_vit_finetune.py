@@ -133,17 +133,17 @@ def test_a_stream_with_a_bad_image_goes_through_to_the_card(tmp_path):
 def test_somebody_elses_readme_stops_the_run_before_training(tmp_path):
     (tmp_path / "README.md").write_text("my notes")
     with pytest.raises(FileExistsError, match="Move it away"):
-        finetune.main(["recipes/vit/configs/quickstart.yaml", "--smoke", "--output_dir", str(tmp_path)])
+        finetune.main(["recipes/vit/configs/fashion_scratch.yaml", "--smoke", "--output_dir", str(tmp_path)])
     assert (tmp_path / "README.md").read_text() == "my notes"
 
 
 def test_another_data_set_does_not_inherit_title_and_licence():
-    _, data, _ = parse("recipes/vit/configs/quickstart.yaml", "--dataset", "some/where", "--use_cpu")
+    _, data, _ = parse("recipes/vit/configs/fashion_scratch.yaml", "--dataset", "some/where", "--use_cpu")
     assert data.describe() == {"name": "some/where", "id": "some/where", "license": None}
 
 
 def test_two_processes_make_one_run(two_processes, tmp_path):
-    argv = ["recipes/vit/configs/quickstart.yaml", "--smoke", "--output_dir", str(tmp_path)]
+    argv = ["recipes/vit/configs/fashion_scratch.yaml", "--smoke", "--output_dir", str(tmp_path)]
     first, second = two_processes.run(finetune.main, argv)
     assert first["eval_top1"] == second["eval_top1"]
     assert json.loads((tmp_path / "run.json").read_text())["hyperparameters"]["global_batch_size"] == 8
@@ -213,15 +213,15 @@ def test_files_of_another_form_are_named(tmp_path, capsys, text, message):
 
 def test_the_configuration_comes_first(capsys):
     with pytest.raises(SystemExit):
-        parse("--smoke", "recipes/vit/configs/quickstart.yaml")
+        parse("--smoke", "recipes/vit/configs/fashion_scratch.yaml")
     assert "the configuration file comes first" in capsys.readouterr().err
 
 
 def test_smoke_is_what_the_parsed_value_says():
-    _, data, training = parse("recipes/vit/configs/quickstart.yaml", "--smoke", "false")
+    _, data, training = parse("recipes/vit/configs/fashion_scratch.yaml", "--smoke", "false")
     assert (data.smoke, training.max_steps) == (False, -1)
     _, data, training = parse(
-        "recipes/vit/configs/quickstart.yaml", "--smoke=true", "--resume_from_checkpoint", "true"
+        "recipes/vit/configs/fashion_scratch.yaml", "--smoke=true", "--resume_from_checkpoint", "true"
     )
     assert (data.smoke, training.max_steps, training.output_dir) == (True, 2, "outputs/quickstart-smoke")
     assert training.resume_from_checkpoint is True
@@ -360,4 +360,4 @@ def test_other_checkpoints_get_a_new_head_too(tmp_path, kind):
 def test_the_reload_check_notices_a_wrong_model(tmp_path, monkeypatch):
     monkeypatch.setattr(fine_tuning, "pipeline", lambda *args, **kwargs: lambda image: [{"label": "?", "score": 1.0}])
     with pytest.raises(RuntimeError, match="disagree"):
-        finetune.main(["recipes/vit/configs/quickstart.yaml", "--smoke", "--output_dir", str(tmp_path)])
+        finetune.main(["recipes/vit/configs/fashion_scratch.yaml", "--smoke", "--output_dir", str(tmp_path)])
