@@ -62,15 +62,7 @@ def extract_features(
             token or no features of this form.
         BadImageError: if an image cannot be decoded; it names the row.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
-    if len(dataset) == 0:
-        raise ValueError("`dataset` must hold at least one row; got none.")
-    if transform is None and "pixel_values" not in dataset[0]:
-        raise ValueError(
-            f"The rows hold {', '.join(dataset[0])}, and `transform` is missing. Pass "
-            "`build_transform(load_image_processor(checkpoint))` of the model's checkpoint."
-        )
+    _check_request(dataset, transform, pooling)
     base = getattr(model, "base_model", model)  # without the head
     weight = next(base.parameters())
     loader = DataLoader(
@@ -100,6 +92,18 @@ def extract_features(
             labels.append(batch.get("labels", torch.full((len(pixel_values),), IGNORE_INDEX)))
             progress.update(len(pixel_values))
     return torch.cat(features), torch.cat(labels)
+
+
+def _check_request(dataset: Sequence[dict], transform: Callable | None, pooling: str) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
+    if len(dataset) == 0:
+        raise ValueError("`dataset` must hold at least one row; got none.")
+    if transform is None and "pixel_values" not in dataset[0]:
+        raise ValueError(
+            f"The rows hold {', '.join(dataset[0])}, and `transform` is missing. Pass "
+            "`build_transform(load_image_processor(checkpoint))` of the model's checkpoint."
+        )
 
 
 def _pool(base: nn.Module, pixel_values: Tensor, pooling: str) -> Tensor:
