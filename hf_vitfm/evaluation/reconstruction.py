@@ -16,10 +16,11 @@ from ..cards.reconstruction_figure import draw_reconstructions
 from ..conversion.files import check_source
 from ..data.order import mix_seed
 from ..models.modeling_mae import MAEForPreTraining
-from ..models.modeling_masking import draw_noise
+from ..models.modeling_masking import draw_noise, num_visible
 from .modes import evaluating, masked_at
 
 
+PICTURED_RATIOS = (0.75, 0.85, 0.95)
 MASK_GREY = 0.5  # of masked patches, as a share of white
 NORMALIZED_NOTE = "Mean and contrast of each masked patch are the original's: the model predicts normalised pixels."
 
@@ -137,7 +138,7 @@ def picture_reconstructions(
     pixel_values: Tensor,
     image_processor: Any,
     path: str | Path,
-    mask_ratios: Sequence[float] = (0.75, 0.85, 0.95),
+    mask_ratios: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Path:
     """Draw images, masked images and reconstructions at several ratios as one grid; the masks of an image nest.
@@ -147,7 +148,8 @@ def picture_reconstructions(
         pixel_values: (B, C, height, width), a row of the grid each.
         image_processor: the one that normalised them.
         path: the PNG file to write; its folder is made if need be.
-        mask_ratios: shares of patches to mask, in [0, 1).
+        mask_ratios: shares of patches to mask, in [0, 1). By default 0.75, 0.85 and 0.95, where these leave a patch
+            visible.
         seed: of the masks.
 
     Returns:
@@ -159,6 +161,8 @@ def picture_reconstructions(
     statistics = pixel_statistics(image_processor)
     rows, columns = model.vit.embeddings.patch_embeddings.grid(pixel_values)
     noise = draw_mask_noise(len(pixel_values), rows * columns, seed)
+    if mask_ratios is None:
+        mask_ratios = [ratio for ratio in PICTURED_RATIOS if num_visible(rows * columns, ratio)]
     pairs = {}
     for ratio in mask_ratios:
         result = reconstruct(model, pixel_values, ratio, *statistics, noise=noise)

@@ -10,13 +10,11 @@ from ..evaluation.features import extract_features
 from ..evaluation.neighbours import knn_accuracy
 from ..evaluation.reconstruction import picture_reconstructions
 from ..models.modeling_mae import MAEForPreTraining
-from ..models.modeling_masking import num_visible
 from .trainer import VisionTrainer
 
 
 PICTURES = "reconstructions"
 _PICTURED_ROWS = 8
-_PICTURED_RATIOS = (0.75, 0.85, 0.95)
 _NEIGHBOURS = 20  # as DINO's evaluation
 _LABEL_SETTINGS = ("mixup_alpha", "cutmix_alpha", "label_smoothing_factor", "class_weights")
 
@@ -94,10 +92,7 @@ class MAETrainer(VisionTrainer):
     def draw_reconstructions(self, rows: Sequence[dict], path: Path) -> None:
         """Draw what the model makes of the first rows, which hold `pixel_values`."""
         pixels = [torch.as_tensor(rows[i]["pixel_values"]) for i in range(min(_PICTURED_ROWS, len(rows)))]
-        pixel_values = torch.stack(pixels)
-        rows, columns = self.model.vit.embeddings.patch_embeddings.grid(pixel_values)
-        ratios = [ratio for ratio in _PICTURED_RATIOS if num_visible(rows * columns, ratio)]
-        picture_reconstructions(self.model, pixel_values, self.processing_class, path, ratios)
+        picture_reconstructions(self.model, torch.stack(pixels), self.processing_class, path)
 
     def _classify_by_neighbours(self) -> float:
         bank, queries = (

@@ -36,7 +36,8 @@ class ReconstructionArguments:
     )
     output: str = field(default="reconstructions.png", metadata={"help": "PNG file to write"})
     mask_ratios: list[float] = field(
-        default_factory=lambda: [0.75, 0.85, 0.95], metadata={"help": "shares of patches to mask, in [0, 1)"}
+        default_factory=list,
+        metadata={"help": "shares of patches to mask, in [0, 1); 0.75, 0.85, 0.95 where these leave a patch visible"},
     )
     count: int = field(default=8, metadata={"help": "draw so many images at most, chosen at random by the seed"})
     seed: int = field(default=0, metadata={"help": "of the masks and of the choice of images"})
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> Path:
     # 3. Picture
     transform = evaluation_transform(processor)
     pixel_values = torch.stack([transform(image) for image in images])
-    path = picture_reconstructions(model, pixel_values, processor, args.output, args.mask_ratios, args.seed)
+    path = picture_reconstructions(model, pixel_values, processor, args.output, args.mask_ratios or None, args.seed)
     print(f"{len(images)} images in {path}")
     return path
 

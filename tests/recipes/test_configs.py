@@ -21,7 +21,9 @@ NO_PAPER = {
     "vit/fashion_scratch",
     "vit/folder",
     "mae/quickstart",
-    "mae/mask_ratio", "mae/few_labels", "mae/few_labels_scratch",
+    "mae/mask_ratio",
+    "mae/few_labels",
+    "mae/few_labels_scratch",
 }  # settings of ours, which no source fixes
 IMAGENET_ROWS = 1_281_167
 TINY = {**SMOKE_MODEL, "num_labels": 3}
