@@ -184,7 +184,7 @@ def architecture(config: dict) -> str:
         f"the encoder never sees them: {config['num_hidden_layers']} transformer layers of width {config['hidden_size']} "
         f"relate the visible ones to each other. A decoder of width {config['decoder_hidden_size']} and depth "
         f"{config['decoder_num_hidden_layers']} gets a mask token in the place of each masked patch, and predicts its "
-        f"pixels, {target}. The decoder is of no use after pre-training but for pictures like those above."
+        f"pixels, {target}. After pre-training the decoder is of use for drawing reconstructions only."
     )
 
 
