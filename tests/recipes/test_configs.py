@@ -17,7 +17,13 @@ from hf_vitfm.training.sweep import SweepArguments
 
 
 CONFIGS = {f"{path.parts[1]}/{path.stem}": path for path in Path("recipes").glob("*/configs/*.yaml")}
-NO_PAPER = {"vit/quickstart", "vit/folder"}  # settings of ours, which no source fixes
+NO_PAPER = {"vit/quickstart", "vit/folder", "mae/pretrain_fashion"}  # settings of ours, which no source fixes
+PRETRAINING = {  # test_mae_configs.py has their tables
+    "mae/pretrain_b16_in1k",
+    "mae/pretrain_l16_in1k",
+    "mae/pretrain_l16_in1k_800",
+    "mae/pretrain_h14_in1k",
+}
 IMAGENET_ROWS = 1_281_167
 TINY = {**SMOKE_MODEL, "num_labels": 3}
 PLAIN_CROP = {"crop_scale": [0.05, 1.0], "crop_antialias": False, "horizontal_flip": 0.5}
@@ -229,7 +235,7 @@ TABLE = {
 
 
 def test_no_configuration_is_forgotten():
-    assert set(CONFIGS) - NO_PAPER == set(TABLE)
+    assert set(CONFIGS) - NO_PAPER - PRETRAINING == set(TABLE)
 
 
 def parse(name: str, *argv: str):
