@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from PIL import Image
 
-from hf_vitfm import MAETrainer
+from hf_vitfm import MAETrainer, build_transform
 from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.recipe import DataArguments, parse_recipe
 from recipes.mae import pretrain
@@ -71,7 +72,7 @@ def test_optimizer_and_schedule(name):
     assert type(optimizer) is torch.optim.AdamW
     assert {key: optimizer.defaults[key] for key in ("betas", "eps")} == {"betas": (0.9, 0.95), "eps": 1e-8}
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05, 0.0}
-    assert {group["lr"] for group in optimizer.param_groups} == {pytest.approx(2.4e-3)}
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2.4e-3, 2.4e-3])
     assert (args.max_grad_norm, args.ema_decay) == (0.0, None)
     assert args.max_steps <= 0 and args.num_train_epochs == row.epochs
     assert IMAGENET_ROWS // BATCH == UPDATES
@@ -102,7 +103,7 @@ def test_batch_and_augmentation(name):
 def test_model_and_masking(name):
     row, (model_args, _) = TABLE[name], parse(name)
     with torch.device("meta"):
-        model, _ = pretrain.build(model_args, smoke=False)
+        model, processor = pretrain.build(model_args, smoke=False)
     config = model.config
     assert {key: getattr(config, key) for key in DECODER} == DECODER
     assert (config.mask_ratio, config.masking, config.norm_pix_loss) == (0.75, "random", row.norm_pix_loss)
@@ -115,3 +116,5 @@ def test_model_and_masking(name):
     patches = model.decoder.position_embeddings.shape[1] - 1
     mask = model.vit.choose_patches(torch.empty(1, 3, 224, 224), torch.rand(1, patches))[1]
     assert patches - mask.sum().item() == row.visible
+    for options in ({}, {"train": True, "crop_scale": (0.2, 1.0)}):
+        assert build_transform(processor, **options)(Image.new("RGB", (300, 260))).shape == (3, 224, 224)
