@@ -83,6 +83,8 @@ class MaskingCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Stack `pixel_values` and draw `noise` (batch, patches); labels are left out.
 
+        Where rows stand for bad images, the batch also has `is_blank` (batch,) bool: they are not to be counted.
+
         Args:
             rows: each holds `pixel_values` (channels, height, width) and `sample_seed`, as `ImageView` gives them.
 
@@ -106,4 +108,6 @@ class MaskingCollator:
             )
             for row in rows
         ]
-        return {"pixel_values": pixel_values, "noise": torch.stack(noise)}
+        batch = {"pixel_values": pixel_values, "noise": torch.stack(noise)}
+        is_blank = [row.get("is_blank", False) for row in rows]
+        return {**batch, "is_blank": torch.tensor(is_blank)} if any(is_blank) else batch

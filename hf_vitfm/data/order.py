@@ -103,7 +103,8 @@ class ImageView(Dataset):
 
     With `on_bad_image="skip"` a bad row (its image cannot be decoded, or the transform cannot take it) never changes
     the number of rows in a batch, so that processes stay in step. In training another row takes its place, chosen by
-    the address of the bad one; in evaluation it keeps its place, with black pixels and a target that is left out.
+    the address of the bad one; in evaluation it keeps its place, with black pixels, a target that is left out, and the
+    mark `is_blank`.
 
     Args:
         rows: any sequence of dictionaries with `image` and `label`; a row that already has `pixel_values` is passed on
@@ -213,7 +214,7 @@ class ImageView(Dataset):
         following = ((index + step) % len(self) for step in range(1, _ATTEMPTS + 1))
         pixels = torch.zeros_like(self._first_good(following, 0, index, 0)["pixel_values"])
         targets = {name: _ignored(row[name]) for name in ("label", "labels") if row.get(name) is not None}
-        return {**targets, "pixel_values": pixels, "sample_seed": self._sample_seed(0, index, 0)}
+        return {**targets, "pixel_values": pixels, "sample_seed": self._sample_seed(0, index, 0), "is_blank": True}
 
     def _first_good(self, numbers: Iterable[int], epoch: int, index: int, copy: int) -> dict:
         for number in numbers:

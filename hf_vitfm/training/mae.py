@@ -1,14 +1,17 @@
 """Pre-training of masked autoencoders (He et al. 2022), on images without labels."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from ..data.collators import MaskingCollator
+from ..data.order import ImageView
 from ..evaluation.features import extract_features
 from ..evaluation.neighbours import knn_accuracy
 from ..evaluation.reconstruction import picture_reconstructions
+from ..models.modeling_losses import IGNORE_INDEX
 from ..models.modeling_mae import MAEForPreTraining
 from .trainer import VisionTrainer
 
@@ -23,9 +26,10 @@ class MAETrainer(VisionTrainer):
     """Trains a masked autoencoder; the mask of a sample is a function of (seed, epoch, sample), as its crop is.
 
     Every evaluation reports the loss, under masks that are the same each time, and draws reconstructions of the first
-    evaluation images at 75, 85 and 95 % (where these leave a patch visible) into reconstructions/step-N.png of the output folder. With `labelled_datasets`
-    it also reports `knn_top1`: how many labelled images the encoder's features (mean of the patches, nothing masked)
-    classify right by their 20 nearest neighbours.
+    evaluation images at 75, 85 and 95 % (where these leave a patch visible) into reconstructions/step-N.png of the
+    output folder. With `labelled_datasets` it also reports `knn_top1`: how many labelled images the encoder's features
+    (mean of the patches, nothing masked) classify right by their 20 nearest neighbours. Bad images that are skipped
+    count in none of these. `predict()` gives the loss of every image in `predictions`; `label_ids` are 0 for bad ones.
 
     Weight decay is the original's: class and mask token are decayed, biases and norms are not.
 
@@ -73,14 +77,23 @@ class MAETrainer(VisionTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss of a batch; predicted pixels are not collected."""
+        """A loss per image and whether it counts, not their mean: the rows that fill up the last batch are cut off."""
+        inputs = self._prepare_inputs(inputs)
+        is_blank = inputs.pop("is_blank", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+            outputs = model(**inputs, return_logits=True)
+            images = zip(outputs.logits, self.model.patchify(inputs["pixel_values"]), outputs.mask.bool(), strict=True)
+            losses = torch.stack(
+                [self.model.loss(predicted[masked], target[masked]) for predicted, target, masked in images]
+            )
+        counts = torch.ones_like(losses, dtype=torch.uint8) if is_blank is None else (~is_blank).to(torch.uint8)
+        return None, losses, counts
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         """The loss, the neighbours' accuracy and the pictures, all with the averaged weights if there are any."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        losses = output.predictions[output.label_ids.astype(bool)]
+        output.metrics[f"{metric_key_prefix}_loss"] = float(losses.mean(dtype=float))
         with self._averaged(), self._random_numbers_apart():
             if self.labelled_datasets is not None:
                 output.metrics[f"{metric_key_prefix}_knn_top1"] = self._classify_by_neighbours()
@@ -90,15 +103,24 @@ class MAETrainer(VisionTrainer):
         return output
 
     def draw_reconstructions(self, rows: Sequence[dict], path: Path) -> None:
-        """Draw what the model makes of the first rows, which hold `pixel_values`."""
-        pixels = [torch.as_tensor(rows[i]["pixel_values"]) for i in range(min(_PICTURED_ROWS, len(rows)))]
-        picture_reconstructions(self.model, torch.stack(pixels), self.processing_class, path)
+        """Draw what the model makes of the first rows, which hold `pixel_values`; bad images are passed over."""
+        good = (row for row in (rows[i] for i in range(len(rows))) if not row.get("is_blank"))
+        pixel_values = torch.stack([torch.as_tensor(row["pixel_values"]) for row in islice(good, _PICTURED_ROWS)])
+        picture_reconstructions(self.model, pixel_values, self.processing_class, path)
 
     def _classify_by_neighbours(self) -> float:
-        bank, queries = (
-            extract_features(
-                self.model, rows, self.eval_transform, self.args.per_device_eval_batch_size, pooling="mean"
-            )
-            for rows in self.labelled_datasets
-        )
+        bank, queries = (self._extract(rows) for rows in self.labelled_datasets)
         return knn_accuracy(*bank, *queries, k=min(_NEIGHBOURS, len(bank[0])))
+
+    def _extract(self, rows: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        args = self.args
+        view = ImageView(rows, self.eval_transform, on_bad_image=args.on_bad_image)
+        features, labels = extract_features(
+            self.model,
+            view,
+            batch_size=args.per_device_eval_batch_size,
+            pooling="mean",
+            num_workers=args.dataloader_num_workers,
+        )
+        is_good = labels != IGNORE_INDEX
+        return features[is_good], labels[is_good]

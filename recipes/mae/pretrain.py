@@ -92,8 +92,8 @@ def build(args: ModelArguments, smoke: bool):
         fields = {**masking, **SMOKE_MODEL, **SMOKE_DECODER}
     config = MAEConfig(**fields) if smoke or args.variant is None else MAEConfig.from_variant(args.variant, **fields)
     height, width = as_pair(config.image_size)
-    processor = ViTImageProcessor(size={"height": height, "width": width}, **({} if smoke else args.image_processor))
-    return MAEForPreTraining(config), processor
+    processor = {"size": {"height": height, "width": width}, **({} if smoke else args.image_processor)}
+    return MAEForPreTraining(config), ViTImageProcessor(**processor)
 
 
 def check_reload(trainer: MAETrainer) -> None:

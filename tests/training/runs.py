@@ -113,6 +113,17 @@ def fresh_processes():
     return context
 
 
+def run_process(target, *args, **kwargs) -> int:
+    """Call a function in a fresh process; its exit code."""
+    process = fresh_processes().Process(target=target, args=args, kwargs=kwargs)
+    process.start()
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError("a training process hangs")
+    return process.exitcode
+
+
 def read_checkpoint(directory) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, their average, the optimizer's state; and the next learning rates."""
     directory = Path(directory)

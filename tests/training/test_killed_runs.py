@@ -14,7 +14,7 @@ from hf_vitfm import ImageClassificationTrainer
 from hf_vitfm.data.sources.stream import open_stream
 from hf_vitfm.training import checkpoints
 from tests.data.streaming import write_shards
-from tests.training.runs import fresh_processes, make_args, make_images, make_model, read_checkpoint
+from tests.training.runs import make_args, make_images, make_model, read_checkpoint, run_process
 
 
 STEPS = 14
@@ -141,14 +141,7 @@ def train_until(directory: str, rows, step: int | None = None, place: str = "", 
     trainer.train(resume_from_checkpoint=checkpoints.last_checkpoint(directory) is not None)
 
 
-def run(*args, **kwargs) -> int:
-    process = fresh_processes().Process(target=train_until, args=args, kwargs=kwargs)
-    process.start()
-    process.join(120)
-    if process.is_alive():
-        process.kill()
-        raise TimeoutError("a training process hangs")
-    return process.exitcode
+run = partial(run_process, train_until)
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["rows", "stream"])
