@@ -43,4 +43,6 @@ def read_checkpoint(model_class: type, source, saved: dict, **where) -> tuple[di
             f"that this library saved ({model_class.config_class.model_type!r}) or with `model_type` "
             f"{', '.join(repr(name) for name in readers)}."
         )
-    return readers[model_type](model_class, saved, read_state_dict(source, **where))
+    config, state_dict = readers[model_type](model_class, saved, read_state_dict(source, **where))
+    dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
+    return ({**config, "dtype": dtype} if dtype else config), state_dict

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
@@ -327,6 +328,8 @@ _POOLING = ("vit.fc_norm.", "vit.layernorm.")
 def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassification, **fields):
     """Load an image classifier with a new head; every other weight has to come from the checkpoint.
 
+    Weights are float32 whatever the file holds: updates are too small for less.
+
     Args:
         checkpoint: Hub id or folder; ViTs and the encoders of MAEs are loaded as ours, other models by
             `AutoModelForImageClassification`.
@@ -350,7 +353,7 @@ def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassific
         if unknown:
             raise ValueError(f"{type(config).__name__} of {checkpoint!r} has no field {', '.join(unknown)}.")
     model, info = model_class.from_pretrained(
-        checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+        checkpoint, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32, **fields
     )
     lost = [name for name in info["missing_keys"] if not name.startswith((*HEADS, *_POOLING))]
     lost += [name for name, *_ in info["mismatched_keys"] if not name.startswith(HEADS)]

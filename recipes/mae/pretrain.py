@@ -85,7 +85,9 @@ def build(args: ModelArguments, smoke: bool):
             raise ValueError("`image_processor` and `variant` are for a model from scratch; leave them out.")
         fields = args.model if args.image_size is None else {"image_size": args.image_size, **args.model}
         source = find_checkpoint(args.checkpoint)
-        return load_autoencoder(source, **fields), load_image_processor(source, image_size=args.image_size)
+        return load_autoencoder(source, dtype=torch.float32, **fields), load_image_processor(
+            source, image_size=args.image_size
+        )
     fields = {"image_size": args.image_size or 224, **args.model}
     if smoke:
         masking = {name: args.model[name] for name in ("mask_ratio", "norm_pix_loss") if name in args.model}

@@ -78,6 +78,7 @@ def test_encoder_goes_into_a_classifier_with_nothing_but_a_new_head(folder):
         folder, pooling="mean", num_labels=10, output_loading_info=True
     )
     assert {name.rsplit(".", 1)[0] for name in info["missing_keys"]} == {"vit.fc_norm", "classifier"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # the file holds float16
     source = MAEForPreTraining.from_pretrained(folder)
     ours, theirs = model.vit.encoder.state_dict(), source.vit.encoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
