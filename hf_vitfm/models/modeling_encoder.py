@@ -14,6 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .modeling_cpu_attention import is_quicker_recomputed, recomputed_attention
+
 
 def eager_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
     """Attention that returns its weights; same signature as transformers' attention functions.
@@ -111,6 +113,8 @@ class Attention(nn.Module):
         name = "eager" if output_attentions else self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if name == "sdpa" and is_quicker_recomputed(self, query, attention_mask, dropout):
+            attend = recomputed_attention
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, is_causal=self.is_causal
         )

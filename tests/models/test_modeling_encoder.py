@@ -1,5 +1,7 @@
 """The encoder: attention functions agree, masks mask, and regularisation does what its rate says."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -249,3 +251,25 @@ def test_attention_dropout_acts_in_training_only():
         assert torch.equal(model(x).last_hidden_state, model(x).last_hidden_state)
         model.train()
         assert not torch.equal(model(x).last_hidden_state, model(x).last_hidden_state)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True], ids=["weights", "autocast"])
+def test_bfloat16_training_on_a_cpu_is_as_close_to_float64_as_in_evaluation(is_autocast):
+    exact = encoder(hidden_size=64).double()
+    x = tokens(width=64)
+    errors = {}
+    for training in (True, False):
+        model = copy.deepcopy(exact).to(torch.float32 if is_autocast else torch.bfloat16).train(training)
+        given = x.clone().to(torch.float32 if is_autocast else torch.bfloat16).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            output = model(given).last_hidden_state
+        output.float().square().sum().backward()
+        wanted = x.double().requires_grad_()
+        expected = exact(wanted).last_hidden_state
+        expected.square().sum().backward()
+        errors[training] = [
+            ((got.double() - want).norm() / want.norm()).item()
+            for got, want in ((output, expected), (given.grad, wanted.grad))
+        ]
+    assert all(trained < 1.2 * evaluated + 1e-3 for trained, evaluated in zip(*errors.values(), strict=True))
+    assert max(errors[True]) < 0.03
