@@ -32,11 +32,11 @@ def recomputed_attention(module, query, key, value, attention_mask=None, scaling
     Returns:
         (B, T, N, H), and None in the place of the weights.
     """
-    output = _RecomputedAttention.apply(query, key, value, scaling, module.is_causal)
+    output = _Recomputed.apply(query, key, value, scaling, module.is_causal)
     return output.transpose(1, 2).contiguous(), None
 
 
-class _RecomputedAttention(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, scaling, is_causal):
         ctx.save_for_backward(query, key, value)
