@@ -37,12 +37,14 @@ _LAZY = {
     "ImageClassificationTrainer": "training.classification",
     "VisionTrainingArguments": "training.arguments",
     "build_transform": "data.transforms",
+    "contrastive_loss": "models.modeling_contrastive",
     "create_model_card": "cards.model_card",
     "export_checkpoint": "conversion",
     "load_image_processor": "conversion",
     "load_images": "data.datasets",
     "load_sample": "data.samples",
     "open_stream": "data.sources.stream",
+    "pairwise_margin_loss": "models.modeling_contrastive",
 }
 
 _MODELS = ("MAEConfig", "MAEForPreTraining", "MAEModel", "ViTConfig", "ViTForImageClassification", "ViTModel")
