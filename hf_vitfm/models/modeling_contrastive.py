@@ -343,11 +343,8 @@ class _LogSumExp:
 
 def _softmax(tiles: _Tiles, slopes: _Slopes, shares: _Shares) -> Tensor:
     """Mean of both directions' cross entropies; the slopes are counted in 1 / (2 N)."""
-    by_row, by_column, own_logits = (
-        _LogSumExp(tiles.image),
-        _LogSumExp(tiles.text),
-        tiles.image.new_empty(len(tiles.image)),
-    )
+    by_row, by_column = _LogSumExp(tiles.image), _LogSumExp(tiles.text)
+    own_logits = tiles.image.new_empty(len(tiles.image))
     for rows, columns, logits, diagonal in tiles:
         by_row.add(rows, logits, dim=1)
         by_column.add(columns, logits, dim=0)
@@ -381,6 +378,7 @@ def _sigmoid(tiles: _Tiles, slopes: _Slopes, shares: _Shares, bias: Tensor) -> T
         if any(slopes.wanted):
             logits.sigmoid_().diagonal(diagonal).neg_()
             slopes.add(rows, columns, logits)
-            slopes.bias += logits.sum()
+            if slopes.wants_bias:
+                slopes.bias += logits.sum()
     shares.reduce(loss, "sum")
     return loss / shares.total
