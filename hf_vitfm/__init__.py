@@ -38,6 +38,7 @@ _LAZY = {
     "MAETrainer": "training.mae",
     "VisionTrainingArguments": "training.arguments",
     "build_transform": "data.transforms",
+    "contrastive_loss": "models.modeling_contrastive",
     "create_model_card": "cards.model_card",
     "export_checkpoint": "conversion",
     "extract_features": "evaluation.features",
@@ -47,6 +48,7 @@ _LAZY = {
     "load_sample": "data.samples",
     "open_stream": "data.sources.stream",
     "sample_checkpoint": "data.samples",
+    "pairwise_margin_loss": "models.modeling_contrastive",
 }
 
 _MODELS = ("MAEConfig", "MAEForPreTraining", "MAEModel", "ViTConfig", "ViTForImageClassification", "ViTModel")
