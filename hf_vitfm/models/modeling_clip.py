@@ -116,6 +116,14 @@ class CLIPModel(CLIPPreTrainedModel):
             getattr(self, name).eval()
         return self
 
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As transformers', but files name the weights of foreign towers as the model does.
+
+        The names that such a tower has on the Hub would be read by `from_pretrained`, but not by a trainer, which loads
+        the file as it is and takes no notice of what does not fit.
+        """
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from hf_vitfm import CLIPConfig, CLIPModel, ViTConfig
 from tests.tiny import FIELDS, VISION_FIELDS, random_images, random_texts, randomize, tiny_clip_config
@@ -75,11 +76,13 @@ def test_padding_on_either_side_changes_nothing():
 def test_image_is_pooled_as_the_configuration_says(name):
     model, images = clip(vision=name), random_images(2)
     outputs = model.vision_model(images)
-    pooled = {
-        "dinov2 cls": outputs.last_hidden_state[:, 0],
-        "dinov2 mean": outputs.last_hidden_state[:, 4:].mean(dim=1),  # class token and three registers
-        "resnet": outputs.last_hidden_state.mean(dim=(2, 3)),
-    }.get(name, outputs.get("pooler_output"))
+    states, pooled = outputs.last_hidden_state, outputs.get("pooler_output")
+    if name == "dinov2 cls":
+        pooled = states[:, 0]
+    elif name == "dinov2 mean":
+        pooled = states[:, 4:].mean(dim=1)  # behind the class token and three registers
+    elif name == "resnet":
+        pooled = states.mean(dim=(2, 3))
     found = model.get_image_features(images).pooler_output
     torch.testing.assert_close(found, pooled @ model.visual_projection.weight.T, rtol=1e-5, atol=1e-5)
 
@@ -100,11 +103,7 @@ def test_every_weight_trains_and_the_model_survives_saving(tmp_path, text, visio
     assert not any(info.values()) and type(loaded.text_model) is type(model.text_model)
     again = loaded(tokens, images, attention_mask=mask, return_loss=True)
     torch.testing.assert_close(again.loss, loss, rtol=1e-6, atol=1e-6)
-    with torch.no_grad():  # a plain state dict, as a trainer resumes from
-        names = loaded.state_dict().keys()
-        from safetensors.torch import load_file
-
-        assert load_file(tmp_path / "model.safetensors").keys() == names
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()  # trainers resume from it
 
 
 @torch.no_grad()

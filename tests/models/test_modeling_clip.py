@@ -229,7 +229,7 @@ def test_gradient_checkpointing_changes_nothing():
     inputs, gradients = (random_texts(3)[0], random_images(3)), []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.zero_grad()
         torch.manual_seed(3)
         model(*inputs, return_loss=True).loss.backward()

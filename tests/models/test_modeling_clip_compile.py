@@ -26,23 +26,16 @@ def test_forward_compiles_as_one_graph():
     tokens, mask = random_texts(2)
     calls = [
         {"return_loss": True},
-        {"attention_mask": mask},
         {"output_hidden_states": True, "output_attentions": True, "attention_mask": mask},
-        {"return_dict": False},
     ]
     for arguments in calls:
         found, expected = (each(tokens, random_images(2), **arguments) for each in (run, model))
-        if isinstance(found, tuple):
-            torch.testing.assert_close(found[:4], expected[:4], rtol=1e-5, atol=1e-5)
-        else:
-            torch.testing.assert_close(found.to_tuple(), expected.to_tuple(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.to_tuple(), expected.to_tuple(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"objective": "sigmoid", "vision": {"pooling": "mean", "num_register_tokens": 1}}]
-)
-def test_training_step_compiles_with_the_same_gradients(fields):
-    model, gradients = small_clip(**fields).train(), []
+def test_training_step_compiles_with_the_same_gradients():
+    vision = {"pooling": "mean", "num_register_tokens": 1}
+    model, gradients = small_clip(objective="sigmoid", vision=vision).train(), []
     for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
         model.zero_grad()
         run(random_texts(3)[0], random_images(3), return_loss=True).loss.backward()
