@@ -61,12 +61,15 @@ AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining)
 AutoModelForZeroShotImageClassification.register(CLIPConfig, CLIPModel)
 
 _LAZY = {
+    "CLIPTrainer": "training.clip",
+    "CLIPTrainingArguments": "training.clip_arguments",
     "ImageClassificationTrainer": "training.classification",
     "MAETrainer": "training.mae",
     "VisionTrainingArguments": "training.arguments",
     "build_transform": "data.transforms",
     "contrastive_loss": "models.modeling_contrastive",
     "create_model_card": "cards.model_card",
+    "evaluate_retrieval": "evaluation.retrieval",
     "export_checkpoint": "conversion",
     "extract_features": "evaluation.features",
     "few_shot": "evaluation.few_shot",
