@@ -63,6 +63,9 @@ class GradientCache:
 
     Attributes:
         loss: of the global batch, without gradient.
+
+    Raises:
+        ValueError: if no tower and no projection needs a gradient.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class GradientCache:
             for batch in batches:
                 for side, found in self._embed(batch).items():
                     embeds[side].append(found)
-        self.loss = self._differentiate({side: parts for side, parts in embeds.items()}, objective)
+        self.loss = self._differentiate(embeds, objective)
 
     def __len__(self) -> int:
         """Chunks that have not had their second pass."""
@@ -130,6 +133,11 @@ class GradientCache:
             )
         loss = objective(inputs["image"], inputs["text"], inputs["logit_scale"], inputs["logit_bias"])
         wanted = {name: tensor for name, tensor in inputs.items() if tensor is not None and tensor.requires_grad}
+        if not wanted.keys() & _SIDES.keys():
+            raise ValueError(
+                "Gradient caching is for towers and projections, none of which needs a gradient. Leave "
+                "`grad_cache_chunk_size` out, or let one of them be trained."
+            )
         gradients = dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True))
         self._factor_gradients = {name: gradients.pop(name) for name in _FACTORS if name in gradients}
         for side, gradient in gradients.items():

@@ -151,6 +151,13 @@ def test_a_frozen_temperature_gets_no_gradient():
     assert_same(found, reference(make(), chunks_of(2)))
 
 
+def test_without_anything_to_train_but_the_temperature_caching_is_refused():
+    model = make_model().requires_grad_(False)
+    model.logit_scale.requires_grad_(True)
+    with pytest.raises(ValueError, match="none of which needs a gradient"):
+        cached(model, chunks_of(2))
+
+
 def sharded_step(size: int, reshards: bool | None, objective: str) -> tuple[torch.Tensor, dict]:
     """One step on this process's half of the pairs, with every weight sharded over the processes."""
     rank, processes = dist.get_rank(), dist.get_world_size()
