@@ -2,7 +2,8 @@
 
 The loss of all pairs depends on the towers through the embeddings alone. So the batch is embedded in chunks without
 gradients, the loss of all embeddings gives its gradient by each of them, and every chunk is embedded once more, now with
-gradients, and passes on what belongs to it. What a chunk drew at random is drawn again.
+gradients, and passes on what belongs to it. What a chunk drew at random is drawn again. Only a layer that looks at a
+batch as a whole, such as a batch norm, makes a difference: it sees a chunk.
 
 Shapes: C pairs of a chunk, B pairs of this process, E width of the joint space.
 """
@@ -29,16 +30,22 @@ class _RandomState:
     """The state of torch's generators, that of the CPU and that of the device a model is on."""
 
     cpu: Tensor
-    cuda: Tensor | None
+    accelerator: Tensor | None
 
     @classmethod
     def now(cls, device: torch.device) -> "_RandomState":
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+        is_cpu = device.type == "cpu"
+        state = None if is_cpu else torch.get_device_module(device).get_rng_state(*_index(device))
+        return cls(torch.get_rng_state(), state)
 
     def restore(self, device: torch.device) -> None:
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, device)
+        if self.accelerator is not None:
+            torch.get_device_module(device).set_rng_state(self.accelerator, *_index(device))
+
+
+def _index(device: torch.device) -> list[torch.device]:
+    return [] if device.type == "mps" else [device]  # of which there is one only
 
 
 @dataclass
