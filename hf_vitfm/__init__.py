@@ -44,7 +44,9 @@ _LAZY = {
     "few_shot": "evaluation.few_shot",
     "load_image_processor": "conversion",
     "load_images": "data.datasets",
+    "load_pairs": "data.pairs",
     "load_sample": "data.samples",
+    "load_tokenizer": "conversion",
     "open_stream": "data.sources.stream",
     "sample_checkpoint": "data.samples",
 }
