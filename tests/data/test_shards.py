@@ -195,8 +195,8 @@ def test_json_does_not_take_the_place_of_the_image_or_of_a_label_that_is_named(t
     fields = {"pixel_values": [0.0], "image": "x", "labels": 3, "species": "emu", "width": 4}
     write_tar(tmp_path / "a.tar", {"1.png": grey_png(7), "1.json": fields, "2.png": b"", "2.json": {"label": 3}})
     rows = TarShard(str(tmp_path / "a.tar"), "species").read(0, 2)
-    assert rows[0].keys() == {"image", "label", "width"} and rows[0]["label"] == "emu"
-    assert rows[1].keys() == {"image"}
+    assert rows[0].keys() == {"image", "label", "width", "caption"} and rows[0]["label"] == "emu"
+    assert rows[1].keys() == {"image", "caption"}
     seen = []
     ImageView(rows, lambda image: seen.append(image.getpixel((0, 0))))[0]
     assert seen == [7]
