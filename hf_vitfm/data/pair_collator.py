@@ -71,9 +71,9 @@ class PairCollator:
 
         Returns:
             `pixel_values` (batch, channels, height, width), `input_ids` and `attention_mask` (texts, length), int64. With
-            strings there is a text per image. With lists the texts of an image follow each other, and `text_to_image`
-            (texts,) int64 holds the place of its image in the batch, in ascending order; an empty list, as a bad row
-            has it, becomes one empty text that belongs to no image: -1.
+            strings there is a text per image. With lists the texts of an image follow each other in the order of the
+            images, and `text_to_image` (texts,) int64 holds the place of each one's image in the batch; an empty list,
+            as a bad row has it, becomes one empty text that belongs to no image: -1.
 
         Raises:
             ValueError: if there are no rows, shapes differ, or a row has no pixel values or no caption.

@@ -100,6 +100,12 @@ def test_a_folder_with_tables_beside_its_images(tmp_path):
         load_pairs(tmp_path, revision="main")
 
 
+def test_a_table_beside_parquet_files_is_none_of_the_rows(tmp_path):
+    table(["a"]).to_parquet(tmp_path / "a.parquet")
+    write_table(tmp_path / "counts.csv", [{"word": "a", "count": 1}])
+    assert list(load_pairs(tmp_path)["train"]["caption"]) == ["a"]
+
+
 def test_a_folder_of_images_alone_has_no_captions(tmp_path):
     save_images(tmp_path)
     with pytest.raises(ValueError, match="no column of captions; the columns are image, file_name"):
