@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_base import as_pair
 from .configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from .modeling_clip_towers import CLIPPreTrainedModel, CLIPTextModel, CLIPVisionModel, projection
+from .modeling_contrastive import contrastive_loss
 from .modeling_pooling import pool_tokens
 
 
@@ -264,7 +265,7 @@ class CLIPModel(CLIPPreTrainedModel):
             raise ValueError(
                 f"The loss needs one text per image; got {len(image_embeds)} images and {len(text_embeds)} texts."
             )
-        return _contrastive_loss(
+        return contrastive_loss(
             image_embeds, text_embeds, self.logit_scale.exp(), self.logit_bias, objective=self.config.objective
         )
 
@@ -274,17 +275,6 @@ class CLIPModel(CLIPPreTrainedModel):
         attentions = config.output_attentions if output_attentions is None else output_attentions
         hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return _given(output_attentions=attentions or None, output_hidden_states=hidden_states or None)
-
-
-# To be replaced by the tiled loss.
-def _contrastive_loss(image_embeds, text_embeds, logit_scale, logit_bias=None, *, objective="softmax") -> Tensor:
-    precise = torch.promote_types(image_embeds.dtype, torch.float32)
-    logits = logit_scale * image_embeds.to(precise) @ text_embeds.to(precise).t()
-    if objective == "sigmoid":
-        signs = 2 * torch.eye(len(logits), dtype=precise, device=logits.device) - 1
-        return -F.logsigmoid(signs * (logits + logit_bias)).sum() / len(logits)
-    targets = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
 
 
 def _given(**arguments) -> dict:
