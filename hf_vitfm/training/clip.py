@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..data.pair_collator import PairCollator
+from ..data.tokenizers import check_tokenizer
 from ..data.transforms import build_transform
 from ..evaluation.retrieval import evaluate_retrieval
 from ..models.modeling_clip import CLIPModel
@@ -40,12 +42,14 @@ class CLIPTrainer(VisionTrainer):
         args: `CLIPTrainingArguments`.
         data_collator: rows -> `pixel_values`, `input_ids` and `attention_mask`; in evaluation also, where images have
             several captions, `text_to_image` (texts,) int64: the row of a text's image in the batch, ascending, -1 = none.
+            By default `PairCollator` with the tokenizer of `processing_class`, for rows with `image` and `caption`.
         processing_class: CLIP's processor; transforms follow its image processor.
         **kwargs: as `VisionTrainer` has them.
 
     Raises:
         TypeError: if the model or the arguments are others.
-        ValueError: if the model's temperature is not finite.
+        ValueError: if the model's temperature is not finite, there is neither a collator nor a tokenizer, or the
+            tokenizer does not fit the model.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class CLIPTrainer(VisionTrainer):
         model: CLIPModel | None = None,
         args: CLIPTrainingArguments | None = None,
         *,
-        data_collator,
+        data_collator=None,
         processing_class=None,
         **kwargs,
     ):
@@ -62,6 +66,8 @@ class CLIPTrainer(VisionTrainer):
         if not isinstance(args, CLIPTrainingArguments):
             raise TypeError(f"`args` must be CLIPTrainingArguments; got {type(args).__name__}.")
         _check_temperature(model)
+        data_collator = data_collator or _pair_collator(model, processing_class)
+        self.reads_captions = isinstance(data_collator, PairCollator)
         self._flattened: list[str] = []
         self._waiting: list[dict] = []  # the micro-batches of this step, until they are embedded
         self._cache: GradientCache | None = None
@@ -208,3 +214,15 @@ def _by_image(text_embeds: Tensor, owners: Tensor, num_images: int) -> tuple[Ten
     places = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]
     grouped[owners, places] = text_embeds
     return grouped, counts
+
+
+def _pair_collator(model: CLIPModel, processing_class) -> PairCollator:
+    tokenizer = getattr(processing_class, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            "Captions need a tokenizer: give CLIP's processor as `processing_class`, or a `data_collator` for rows that "
+            "are tokenised already."
+        )
+    config = model.config.text_config
+    check_tokenizer(tokenizer, config)
+    return PairCollator(tokenizer, config.max_position_embeddings)

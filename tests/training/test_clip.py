@@ -5,9 +5,17 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, CLIPImageProcessor, CLIPProcessor
 
-from hf_vitfm import CLIPModel, CLIPTrainer, CLIPTrainingArguments, VisionTrainingArguments, evaluate_retrieval
+from hf_vitfm import (
+    CLIPModel,
+    CLIPTrainer,
+    CLIPTrainingArguments,
+    VisionTrainingArguments,
+    evaluate_retrieval,
+    load_sample,
+)
+from hf_vitfm.data.tokenizers import train_tokenizer
 from hf_vitfm.training.optimization import parameter_groups
 from hf_vitfm.training.scalars import flatten_scalars
 from tests.tiny import relative_error
@@ -328,3 +336,26 @@ def test_the_best_checkpoint_can_be_chosen_by_recall(tmp_path):
     trainer.train()
     found = [log["eval_text_to_image_recall@1"] for log in trainer.state.log_history if "eval_loss" in log]
     assert trainer.state.best_metric == max(found) and len(found) == 3
+
+
+def test_pairs_of_images_and_captions_train_and_are_evaluated(tmp_path):
+    rows = load_sample("emoji")["google"].select(range(24))
+    tokenizer = train_tokenizer(rows["caption"], vocab_size=300, context_length=12)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 12, "eos_token_id": tokenizer.eos_token_id}
+    model = make_model(torch.float32, text=text, vision={"image_size": 32, "patch_size": 16})
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    trainer = CLIPTrainer(
+        model=model,
+        args=make_args(tmp_path, max_steps=2, learning_rate=0.01),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=CLIPProcessor(images, tokenizer),
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert math.isfinite(metrics["eval_loss"]) and 0 <= metrics["eval_image_to_text_recall@10"] <= 1
+
+
+def test_captions_need_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match="tokenizer"):
+        CLIPTrainer(model=make_model(), args=make_args(tmp_path), train_dataset=make_pairs())
