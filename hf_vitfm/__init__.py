@@ -12,44 +12,93 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPImageProcessorPil,
+    CLIPProcessor,
+    CLIPTokenizer,
     ViTImageProcessor,
     ViTImageProcessorPil,
 )
 
+from .models.configuration_clip import VitfmCLIPConfig as CLIPConfig
+from .models.configuration_clip import VitfmCLIPTextConfig as CLIPTextConfig
+from .models.configuration_clip import VitfmCLIPVisionConfig as CLIPVisionConfig
 from .models.configuration_mae import VitfmMAEConfig as MAEConfig
 from .models.configuration_vit import VitfmViTConfig as ViTConfig
+from .models.modeling_clip import CLIPModel
+from .models.modeling_clip_towers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 from .models.modeling_mae import MAEForPreTraining, MAEModel
 from .models.modeling_vit import ViTForImageClassification, ViTModel
 from .version import __version__
 
 
-for _config in (MAEConfig, ViTConfig):
+_VIT_PROCESSORS = {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
+_CLIP_PROCESSORS = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
+for _config, _model, _processors in (
+    (CLIPConfig, CLIPModel, _CLIP_PROCESSORS),
+    (CLIPTextConfig, CLIPTextModel, None),
+    (CLIPVisionConfig, CLIPVisionModel, _CLIP_PROCESSORS),
+    (MAEConfig, MAEModel, _VIT_PROCESSORS),
+    (ViTConfig, ViTModel, _VIT_PROCESSORS),
+):
     AutoConfig.register(_config.model_type, _config)
-    AutoImageProcessor.register(
-        _config, image_processor_classes={"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
-    )
-AutoModel.register(MAEConfig, MAEModel)
-AutoModel.register(ViTConfig, ViTModel)
-AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining)
+    AutoModel.register(_config, _model)
+    if _processors:
+        AutoImageProcessor.register(_config, image_processor_classes=_processors)
+for _config in (CLIPConfig, CLIPTextConfig):
+    AutoTokenizer.register(_config, tokenizer_class=CLIPTokenizer)
+AutoProcessor.register(CLIPConfig, CLIPProcessor)
 AutoModelForImageClassification.register(ViTConfig, ViTForImageClassification)
+AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining)
+AutoModelForZeroShotImageClassification.register(CLIPConfig, CLIPModel)
 
 _LAZY = {
+    "CLIPTrainer": "training.clip",
+    "CLIPTrainingArguments": "training.clip_arguments",
     "ImageClassificationTrainer": "training.classification",
     "MAETrainer": "training.mae",
     "VisionTrainingArguments": "training.arguments",
     "build_transform": "data.transforms",
+    "contrastive_loss": "models.modeling_contrastive",
     "create_model_card": "cards.model_card",
+    "evaluate_retrieval": "evaluation.retrieval",
     "export_checkpoint": "conversion",
     "extract_features": "evaluation.features",
     "few_shot": "evaluation.few_shot",
     "load_image_processor": "conversion",
     "load_images": "data.datasets",
+    "load_pairs": "data.pairs",
     "load_sample": "data.samples",
+    "load_tokenizer": "conversion",
     "open_stream": "data.sources.stream",
     "sample_checkpoint": "data.samples",
+    "pairwise_margin_loss": "models.modeling_contrastive",
 }
 
-_MODELS = ("MAEConfig", "MAEForPreTraining", "MAEModel", "ViTConfig", "ViTForImageClassification", "ViTModel")
+_MODELS = (
+    "CLIPConfig",
+    "CLIPModel",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPVisionConfig",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "MAEConfig",
+    "MAEForPreTraining",
+    "MAEModel",
+    "ViTConfig",
+    "ViTForImageClassification",
+    "ViTModel",
+)
 
 __all__ = sorted([*_MODELS, "__version__", *_LAZY])
 

@@ -65,8 +65,9 @@ class _Answer:
 class ProcessPool:
     """Runs one function on all ranks of a process group; starts at first use, again after a hang or a crash."""
 
-    def __init__(self, num_processes: int):
+    def __init__(self, num_processes: int, context: multiprocessing.context.BaseContext | None = None):
         self.num_processes = num_processes
+        self._context = context or multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._directory: tempfile.TemporaryDirectory | None = None
 
@@ -112,11 +113,10 @@ class ProcessPool:
     def _start(self) -> None:
         self.stop()
         self._directory = tempfile.TemporaryDirectory(prefix="hf_vitfm_pool_")
-        context = multiprocessing.get_context("spawn")
         store, port = f"{self._directory.name}/store", _free_port()
         for rank in range(self.num_processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.num_processes, store, port, theirs))
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(rank, self.num_processes, store, port, theirs))
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))

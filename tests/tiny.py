@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hf_vitfm import MAEConfig, MAEForPreTraining, ViTConfig
+from hf_vitfm import CLIPConfig, CLIPModel, MAEConfig, MAEForPreTraining, ViTConfig
 
 
 FIELDS = {
@@ -26,6 +26,18 @@ MAE_FIELDS = {
 }
 
 
+TOWER_FIELDS = {name: FIELDS[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+TEXT_FIELDS = {
+    **TOWER_FIELDS,
+    "intermediate_size": 48,
+    "vocab_size": 60,
+    "max_position_embeddings": 12,
+    "bos_token_id": 58,
+    "eos_token_id": 59,
+}
+VISION_FIELDS = {**TOWER_FIELDS, "intermediate_size": 40, "image_size": 32, "patch_size": 8}
+
+
 def tiny_config(**fields) -> ViTConfig:
     """A configuration of 16 patches and three layers."""
     return ViTConfig(**{**FIELDS, **fields})
@@ -45,6 +57,29 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 def tiny_mae(**fields) -> MAEForPreTraining:
     """A masked autoencoder of that size with random weights."""
     return randomize(MAEForPreTraining(MAEConfig(**{**MAE_FIELDS, **fields})))
+
+
+def tiny_clip_config(text: dict | None = None, vision: dict | None = None, **fields) -> CLIPConfig:
+    """A configuration of two towers of three layers, a vocabulary of 60 and texts of at most 12 tokens."""
+    towers = {"text_config": {**TEXT_FIELDS, **(text or {})}, "vision_config": {**VISION_FIELDS, **(vision or {})}}
+    return CLIPConfig(**{**towers, "projection_dim": 24, **fields})
+
+
+def tiny_clip(**fields) -> CLIPModel:
+    """A CLIP model of that size with random weights; fields as `tiny_clip_config` takes them."""
+    return randomize(CLIPModel(tiny_clip_config(**fields)))
+
+
+def random_texts(batch: int = 2, length: int = 7, seed: int = 2) -> tuple[Tensor, Tensor]:
+    """Texts of different lengths between the tokens 58 and 59, padded with 1 on the right, and their mask."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(2, 58, (batch, length), generator=generator)
+    ends = torch.tensor([length - 1 - row % (length - 2) for row in range(batch)])
+    places = torch.arange(length)
+    tokens[:, 0] = 58
+    tokens[torch.arange(batch), ends] = 59
+    mask = (places <= ends[:, None]).long()
+    return torch.where(mask.bool(), tokens, 1), mask
 
 
 def random_images(batch: int = 2, height: int = 32, width: int = 32, seed: int = 1) -> Tensor:

@@ -4,12 +4,16 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
-from . import transformers_mae, transformers_vit
+from . import transformers_clip, transformers_mae, transformers_vit
 
 
 WRITERS = {
+    ("transformers", VitfmCLIPConfig.model_type): transformers_clip.write,
+    ("transformers", VitfmCLIPTextConfig.model_type): transformers_clip.write,
+    ("transformers", VitfmCLIPVisionConfig.model_type): transformers_clip.write,
     ("transformers", VitfmMAEConfig.model_type): transformers_mae.write,
     ("transformers", VitfmViTConfig.model_type): transformers_vit.write,
 }

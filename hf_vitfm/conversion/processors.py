@@ -1,6 +1,6 @@
-"""The image processor that belongs to a checkpoint."""
+"""The image processor and the tokenizer that belong to a checkpoint."""
 
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from .files import check_source
 
@@ -29,6 +29,32 @@ def load_image_processor(source, image_size=None, **kwargs):
     if image_size is not None:
         _set_size(processor, image_size)
     return processor
+
+
+def load_tokenizer(source, **kwargs):
+    """Load transformers' tokenizer of a checkpoint.
+
+    Args:
+        source: folder or Hub id, in any format that `from_pretrained` reads.
+        **kwargs: passed on (`revision`, `token`, `subfolder`, ...).
+
+    Raises:
+        FileNotFoundError: if the source is a path that does not exist.
+        OSError: if the source has no files of a tokenizer, or they cannot be read.
+    """
+    check_source(source)
+    advice = (
+        "Save the tokenizer beside the model (`tokenizer.save_pretrained(folder)`); where there is none, "
+        "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+    except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
+        raise OSError(f"{str(source)!r} has no tokenizer that can be read: {error} {advice}") from error
+    # Where files lack, transformers builds the class that config.json calls for, with special tokens and nothing else.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise OSError(f"{str(source)!r} has no files of a tokenizer. {advice}")
+    return tokenizer
 
 
 def _set_size(processor, image_size) -> None:

@@ -2,9 +2,11 @@
 
 from torch import Tensor
 
+from ..models.modeling_clip import CLIPModel
+from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_mae, transformers_vit
+from . import transformers_clip, transformers_mae, transformers_vit
 from .files import read_state_dict
 
 
@@ -16,6 +18,17 @@ READERS = {
         transformers_mae.OUR_MODEL_TYPE: transformers_mae.read_our_encoder,
     },
     MAEPreTrainedModel: {transformers_mae.MODEL_TYPE: transformers_mae.read},
+    CLIPModel: {transformers_clip.MODEL_TYPE: transformers_clip.read},
+    CLIPTextPreTrainedModel: {
+        transformers_clip.MODEL_TYPE: transformers_clip.read_tower,
+        transformers_clip.TEXT_MODEL_TYPE: transformers_clip.read_tower,
+        transformers_clip.OUR_MODEL_TYPE: transformers_clip.read_our_tower,
+    },
+    CLIPVisionPreTrainedModel: {
+        transformers_clip.MODEL_TYPE: transformers_clip.read_tower,
+        transformers_clip.VISION_MODEL_TYPE: transformers_clip.read_tower,
+        transformers_clip.OUR_MODEL_TYPE: transformers_clip.read_our_tower,
+    },
 }
 
 

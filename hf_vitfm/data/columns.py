@@ -1,4 +1,4 @@
-"""Which column of a table holds the images and which the labels."""
+"""Which column of a table holds the images, which the labels, and which the captions."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,10 @@ if TYPE_CHECKING:
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "class", "target")
+CAPTION_NAMES = (
+    *("caption", "captions", "text", "texts", "txt", "sentence", "sentences"),
+    *("title", "description", "alt_text"),
+)
 
 
 def find_image_column(datasets: Any, features: Any, name: str | None) -> str:
@@ -60,11 +64,44 @@ def find_label_column(datasets: Any, features: Any, name: str | None, image_colu
     return name
 
 
-def name_columns(
-    datasets: Any, dataset: "Dataset", split: str, image_column: str, label_column: str | None
-) -> "Dataset":
-    """Rename the two columns to image and label, which replace others of that name, and give the images their type."""
-    wanted = {image_column: "image"} | ({} if label_column is None else {label_column: "label"})
+def find_caption_column(datasets: Any, features: Any, name: str | None, image_column: str) -> str:
+    """The column of captions: the one named, or called caption, or the only one called as captions usually are.
+
+    Args:
+        datasets: the library.
+        features: of the columns; those with captions hold strings, or lists of strings.
+        name: the column; None = by the names in `CAPTION_NAMES`, in capitals or not.
+        image_column: the column of images.
+
+    Raises:
+        ValueError: if there is none or several, or the one named does not exist or holds something else.
+    """
+    if name is None:
+        usual = [column for column in features if column.lower() in CAPTION_NAMES and column != image_column]
+        found = [column for column in usual if _holds_text(datasets, features[column])] or usual
+        found = ["caption"] if "caption" in found else found
+        if len(found) != 1:
+            reason = f"several columns of captions: {', '.join(found)}" if found else "no column of captions"
+            raise ValueError(f"{reason}; the columns are {', '.join(features)}. Name one as `caption_column`.")
+        name = found[0]
+    if name not in features or name == image_column:
+        others = [column for column in features if column != image_column]
+        raise ValueError(f"`caption_column` must be one of {', '.join(others)}; got {name!r}.")
+    if not _holds_text(datasets, features[name]):
+        raise ValueError(
+            f"column {name!r} must hold captions, as text or as lists of text; it holds {features[name]}."
+        )
+    return name
+
+
+def _holds_text(datasets: Any, feature: Any) -> bool:
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
+
+
+def name_columns(datasets: Any, dataset: "Dataset", split: str, wanted: dict[str, str]) -> "Dataset":
+    """Rename columns, old name to new, which replace others of the new name, and give the one of images its type."""
     lacking = [name for name in wanted if name not in dataset.column_names]
     if lacking:
         raise ValueError(f"split {split} has no column {lacking[0]!r}; it has {', '.join(dataset.column_names)}.")

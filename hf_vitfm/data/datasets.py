@@ -73,26 +73,48 @@ def load_images(
     label_column = None if names else label_column
     if not labels and (names or label_column):
         raise ValueError(f"`label_column` {names or label_column} goes with labels; got `labels=False`.")
-    open_files = partial(_open_files, datasets, image_column=image_column, label_column=label_column, labels=labels)
-    if _is_on_hub(source):
-        opened = _open_hub(datasets, source, revision, config_name)
-    elif revision is not None or config_name is not None:
-        raise ValueError(f"`revision` and `config_name` are for data sets on the Hub; {source} is a local path.")
-    else:
-        opened = _open_local(datasets, source, labels, open_files)
-    splits = _rename_splits(source, opened)
+    columns = {"image_column": image_column, "label_column": label_column}
+    splits = open_splits(source, columns, labels, revision, config_name)
     features = next(iter(splits.values())).features
     image_column = find_image_column(datasets, features, image_column)
     if labels and not names:
         label_column = find_label_column(datasets, features, label_column, image_column)
-    splits = {
-        split: name_columns(datasets, dataset, split, image_column, label_column) for split, dataset in splits.items()
-    }
+    wanted = {image_column: "image"} | ({label_column: "label"} if labels and not names else {})
+    splits = {split: name_columns(datasets, dataset, split, wanted) for split, dataset in splits.items()}
     if names:
         splits = join_labels(datasets, splits, names)
     elif labels:
         splits = encode_labels(datasets, splits)
     return datasets.DatasetDict(splits)
+
+
+def open_splits(
+    source: Source,
+    columns: dict[str, str | None],
+    labels: bool,
+    revision: str | None = None,
+    config_name: str | None = None,
+) -> dict[str, "Dataset"]:
+    """Open a set of images with its columns as they are; the arguments are those of `load_images`.
+
+    Args:
+        source: where the images are.
+        columns: names given by the user or None, as `image_column`, `label_column` and `caption_column`.
+        labels: whether folders are classes.
+        revision: branch, tag or commit on the Hub.
+        config_name: configuration of a data set on the Hub.
+
+    Returns:
+        The splits, none of them empty, under the names that `load_images` gives them.
+    """
+    datasets = require_datasets()
+    if _is_on_hub(source):
+        opened = _open_hub(datasets, source, revision, config_name)
+    elif revision is not None or config_name is not None:
+        raise ValueError(f"`revision` and `config_name` are for data sets on the Hub; {source} is a local path.")
+    else:
+        opened = _open_local(datasets, source, labels, partial(_open_files, datasets, columns=columns, labels=labels))
+    return _rename_splits(source, opened)
 
 
 def label_names(dataset: Any) -> list[str] | None:
@@ -207,7 +229,7 @@ def _open_folder(datasets: Any, path: Path, labels: bool, open_files: Callable) 
 
 
 def _open_files(
-    datasets: Any, files: dict[Path, str], *, image_column: str | None, label_column: str | None, labels: bool
+    datasets: Any, files: dict[Path, str], *, columns: dict[str, str | None], labels: bool
 ) -> dict[str, "Dataset"]:
     """Open files of one kind, given with the part of their path that may name their split."""
     if not files:
@@ -222,9 +244,9 @@ def _open_files(
     if kind == "idx":
         return open_idx(datasets, list(files), labels)
     if kind == ".tar":
-        return open_tars(datasets, files, label_column)
+        return open_tars(datasets, files, columns.get("label_column"), columns.get("caption_column"))
     if kind in TABLE_SUFFIXES:
-        return open_tables(datasets, files, image_column)
+        return open_tables(datasets, files, columns.get("image_column"))
     if kind == ".parquet":
         return open_parquet(datasets, files)
     raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .captions import read_captions
 from .decode import IMAGE_SOURCES, BadImageError, decode_image
 
 
@@ -22,6 +23,7 @@ ON_BAD_IMAGE = ("error", "skip")
 _MASK = (1 << 64) - 1
 _ATTEMPTS = 10  # replacements tried for one bad row
 _IGNORED_CLASS = -100  # cross entropy's own `ignore_index`
+_CAPTION_STREAM = 2  # apart from the numbers that a sample's crop, flip and mask are made of
 
 
 def mix_seed(*numbers: int) -> int:
@@ -101,32 +103,41 @@ class EpochOrder(Sampler):
 class ImageView(Dataset):
     """Rows with an image, seen as rows with `pixel_values` and a `sample_seed` for what else is drawn for a sample.
 
-    With `on_bad_image="skip"` a bad row (its image cannot be decoded, or the transform cannot take it) never changes
-    the number of rows in a batch, so that processes stay in step. In training another row takes its place, chosen by
-    the address of the bad one; in evaluation it keeps its place, with black pixels, a target that is left out, and the
-    mark `is_blank`.
+    With `on_bad_image="skip"` a bad row (its image cannot be decoded, the transform cannot take it, or a caption is
+    missing or no text) never changes the number of rows in a batch, so that processes stay in step. In training another
+    row takes its place, chosen by the address of the bad one; in evaluation it keeps its place, with black pixels, a
+    target that is left out, no caption, and the mark `is_blank`.
 
     Args:
         rows: any sequence of dictionaries with `image` and `label`; a row that already has `pixel_values` is passed on
             as it is. Images are uint8 tensors, or what `decode_image` takes, which turns them upright: PIL images,
-            encoded bytes, a path, or a dictionary of the two; those of a `datasets.Dataset` are decoded here, so that an error names the row.
+            encoded bytes, a path, or a dictionary of the two; those of a `datasets.Dataset` are decoded here, so that
+            an error names the row.
         transform: image -> float tensor (channels, height, width).
         seed: seed of the run for a transform with randomness: row (epoch, index) or (epoch, index, copy) is transformed
             under a seed made of all of these, and the global random state is left as it was. None: evaluation.
         on_bad_image: "error" or "skip".
+        captions: rows also hold `caption`, a string or a list of strings. In training one is drawn for each sample from
+            its `sample_seed`; evaluation, where retrieval counts every one, keeps them all, as a list.
 
     Attributes:
         bad_rows: with "skip", (rows,) uint8 in shared memory: 1 where a row was found bad, by any worker process.
     """
 
     def __init__(
-        self, rows: Sequence[dict], transform: Callable | None, seed: int | None = None, on_bad_image: str = "error"
+        self,
+        rows: Sequence[dict],
+        transform: Callable | None,
+        seed: int | None = None,
+        on_bad_image: str = "error",
+        captions: bool = False,
     ):
         if on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {on_bad_image!r}.")
         self.rows = _undecoded(rows)
         self.transform = transform
         self.seed = seed
+        self.captions = captions
         self.bad_rows = torch.zeros(len(rows), dtype=torch.uint8).share_memory_() if on_bad_image == "skip" else None
 
     def __len__(self) -> int:
@@ -167,8 +178,9 @@ class ImageView(Dataset):
         """Row `number` as the address (epoch, index, copy) transforms it."""
         row = self.rows[number]
         seed = self._sample_seed(epoch, index, copy)
+        drawn = {"sample_seed": seed} | ({"caption": self._caption(row, number, seed)} if self.captions else {})
         if "pixel_values" in row:
-            return {**row, "sample_seed": seed}
+            return {**row, **drawn}
         if "image" not in row or self.transform is None:
             raise ValueError(
                 f"Row {index} has the columns {', '.join(row)}; expected `image` (and an image processor given to the "
@@ -180,7 +192,19 @@ class ImageView(Dataset):
         except (OSError, RuntimeError, ValueError) as error:
             raise BadImageError(f"{self.name(number)} cannot be transformed: {error}") from error
         targets = {name: row[name] for name in ("label", "labels") if name in row}
-        return {**targets, "pixel_values": pixels, "sample_seed": seed}
+        return {**targets, "pixel_values": pixels, **drawn}
+
+    def _caption(self, row: dict, number: int, seed: int) -> str | list[str]:
+        if "caption" not in row:
+            raise ValueError(
+                f"{self.name(number)} has the columns {', '.join(row)}; expected `caption`. Open the data with "
+                "`load_pairs`, or name the column as `caption_column` of `open_stream`."
+            )
+        try:
+            captions = read_captions(row["caption"])
+        except ValueError as error:
+            raise BadImageError(f"{self.name(number)} has no caption to learn from: {error}.") from error
+        return captions if self.seed is None else captions[mix_seed(seed, _CAPTION_STREAM) % len(captions)]
 
     def _sample_seed(self, epoch: int, index: int, copy: int) -> int:
         """The seed of everything random about a sample; in evaluation it depends on the row alone."""
@@ -199,7 +223,7 @@ class ImageView(Dataset):
 
     def _note(self, index: int, error: BadImageError) -> None:
         if not self.bad_rows[index]:
-            logger.warning("Skipping a bad image: %s", error)
+            logger.warning("Skipping a bad row: %s", error)
         self.bad_rows[index] = 1
 
     def _replacement(self, epoch: int, index: int, copy: int) -> dict:
@@ -214,6 +238,7 @@ class ImageView(Dataset):
         following = ((index + step) % len(self) for step in range(1, _ATTEMPTS + 1))
         pixels = torch.zeros_like(self._first_good(following, 0, index, 0)["pixel_values"])
         targets = {name: _ignored(row[name]) for name in ("label", "labels") if row.get(name) is not None}
+        targets |= {"caption": []} if self.captions else {}
         return {**targets, "pixel_values": pixels, "sample_seed": self._sample_seed(0, index, 0), "is_blank": True}
 
     def _first_good(self, numbers: Iterable[int], epoch: int, index: int, copy: int) -> dict:

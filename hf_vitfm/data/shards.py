@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .columns import LABEL_NAMES
+from .columns import CAPTION_NAMES, LABEL_NAMES
 from .sources.splits import IMAGE_SUFFIXES
 
 
@@ -37,6 +37,7 @@ class ParquetShard:
         path: the file.
         image_column: a column of encoded bytes, or of structs with `bytes` and `path`.
         label_column: None leaves labels out.
+        caption_column: None leaves captions out.
 
     Attributes:
         num_rows: rows of the file.
@@ -45,9 +46,16 @@ class ParquetShard:
         ValueError: if the file cannot be read or has no such column.
     """
 
-    def __init__(self, path: str, image_column: str = "image", label_column: str | None = "label"):
+    def __init__(
+        self,
+        path: str,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        caption_column: str | None = None,
+    ):
         self.path = path
-        self._names = {image_column: "image"} | ({} if label_column is None else {label_column: "label"})
+        names = {image_column: "image", label_column: "label", caption_column: "caption"}
+        self._names = {old: new for old, new in names.items() if old is not None}
         self._metadata = read_parquet_metadata(path)
         known = self._metadata.schema.to_arrow_schema().names
         lacking = [name for name in self._names if name not in known]
@@ -62,7 +70,7 @@ class ParquetShard:
         """Read rows start to stop - 1, in order.
 
         Returns:
-            Dictionaries with `image` ({"bytes", "path"}, encoded) and `label` as the file has it.
+            Dictionaries with `image` ({"bytes", "path"}, encoded), `label` and `caption` as the file has them.
 
         Raises:
             ValueError: if the data is corrupt.
@@ -125,13 +133,15 @@ class TarShard:
     """One tar of images: its headers are read once, then every row can be read directly.
 
     A row is what shares its path up to the first dot of the file name: an image, and beside it `.cls` (a class id or
-    name), `.json` (a dictionary; its fields become columns) and `.txt` (a caption). What has no image is no row: "a.seg.png" is none, and a warning
-    says so if "a" has no image either.
+    name), `.json` (a dictionary; its fields become columns) and `.txt` (a caption). What has no image is no row:
+    "a.seg.png" is none, and a warning says so if "a" has no image either.
 
     Args:
         path: the file, not compressed.
         label_column: field of the `.json` that is the label where there is no `.cls`; by default label, labels, class
             or target.
+        caption_column: field of the `.json` that is the caption, or "txt"; by default the `.txt`, or else the first of
+            `hf_vitfm.data.columns.CAPTION_NAMES`.
 
     Attributes:
         num_rows: number of images.
@@ -141,8 +151,9 @@ class TarShard:
             rows since their names have further dots.
     """
 
-    def __init__(self, path: str, label_column: str | None = None):
+    def __init__(self, path: str, label_column: str | None = None, caption_column: str | None = None):
         self.path = path
+        self._caption_column = caption_column
         self._label_names = LABEL_NAMES if label_column is None else (label_column,)
         try:
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -197,8 +208,8 @@ class TarShard:
         """Read rows start to stop - 1, in order.
 
         Returns:
-            Dictionaries with `image` ({"bytes", "path"}, encoded) and, where the tar has them, `label` (the text of
-            `.cls`, or what the `.json` says), `caption` and the fields of the `.json`.
+            Dictionaries with `image` ({"bytes", "path"}, encoded), `caption` (None if there is none) and, where the tar
+            has them, `label` (the text of `.cls`, or what the `.json` says) and the fields of the `.json`.
 
         Raises:
             ValueError: if the file has become shorter, or a `.json` is none.
@@ -206,15 +217,10 @@ class TarShard:
         with open_file(self.path) as file:
             return [self._row(file, number) for number in range(start, min(stop, self.num_rows))]
 
-    @property
-    def has_captions(self) -> bool:
-        """Whether any row has a `.txt`."""
-        return bool(self._places[..., _TAR_FIELDS.index("txt"), 0].any())
-
-    def read_labels(self) -> list:
-        """Read the labels of all rows, None where there is none, and no image."""
+    def read_fields(self) -> list[dict]:
+        """Read what all rows hold but the image."""
         with open_file(self.path) as file:
-            return [self._fields(file, number).get("label") for number in range(self.num_rows)]
+            return [self._fields(file, number) for number in range(self.num_rows)]
 
     def release(self) -> None:
         """Nothing is kept between two reads."""
@@ -238,11 +244,18 @@ class TarShard:
             label = next((row[name] for name in self._label_names if name in row), None)
             row = {name: row[name] for name in row if name not in (*self._label_names, *_RESERVED)}
             row |= {} if label is None else {"label": label}
-        for name, field in (("label", "cls"), ("caption", "txt")):
-            content = self._data(file, number, field)
-            if content is not None:
-                row[name] = content.decode("utf-8", errors="replace").strip()
-        return row
+        label, text = (self._text(file, number, field) for field in ("cls", "txt"))
+        row |= {} if label is None else {"label": label}
+        return {**row, "caption": self._caption(row, text)}
+
+    def _text(self, file: BinaryIO, number: int, field: str) -> str | None:
+        content = self._data(file, number, field)
+        return None if content is None else content.decode("utf-8", errors="replace").strip()
+
+    def _caption(self, fields: dict, text: str | None) -> Any:
+        if self._caption_column is not None:
+            return fields.get(self._caption_column, text if self._caption_column == "txt" else None)
+        return next((fields[name] for name in CAPTION_NAMES if name in fields), None) if text is None else text
 
     def _data(self, file: BinaryIO, number: int, field: str) -> bytes | None:
         offset, size = self._places[number, _TAR_FIELDS.index(field)].tolist()

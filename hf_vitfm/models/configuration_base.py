@@ -1,4 +1,4 @@
-"""What the configurations of all image models share: the fields of a vision transformer's encoder, and their checks.
+"""What the configurations of all models share: the fields of an encoder and of its images, and their checks.
 
 Field names are those of transformers' `ViTConfig` where both have a field.
 """
@@ -60,64 +60,14 @@ def parse_variant(variant: str) -> dict:
 
 
 @strict
-class VitfmVisionConfig(PreTrainedConfig):
-    """Fields of an image encoder; the base of this library's image configurations, with no model type of its own.
-
-    Args:
-        hidden_size: width D of the tokens.
-        num_hidden_layers: encoder layers.
-        num_attention_heads: heads; must divide `hidden_size`.
-        intermediate_size: width of the MLP's hidden layer.
-        hidden_act: activation of the MLP, a name of transformers' ACT2FN ("gelu" is the exact, erf form).
-        hidden_dropout_prob: dropout after every dense layer except qkv and after the position embeddings (paper, B.1).
-        attention_probs_dropout_prob: dropout on attention weights; 0 in all of the paper's models.
-        initializer_range: standard deviation of the truncated normal initialisation.
-        layer_norm_eps: 1e-6 as in the paper's code and timm (transformers' ViT has 1e-12).
-        image_size: pixels, one number or (height, width).
-        patch_size: pixels, one number or (height, width); must divide `image_size`.
-        num_channels: channels of the image.
-        qkv_bias: whether query, key and value have a bias.
-        num_register_tokens: learned tokens without positions (Darcet et al. 2024).
-        drop_path_rate: stochastic depth, 0 at the first layer rising linearly to this rate at the last, in [0, 1).
-        layer_scale_init_value: initial LayerScale (CaiT), None for none.
-        position_embedding_type: "learned", or "sincos" = fixed 2-D sine-cosine table.
-        position_interpolation: how positions are resized to another grid: "bicubic" (transformers, MAE, DeiT),
-            "bicubic_antialias" (timm), "bilinear" (timm's .npz loader), "bilinear_align_corners" (the paper's JAX code).
+class VitfmConfig(PreTrainedConfig):
+    """What the configurations of all models do: refuse unknown fields, read saved ones, take overrides.
 
     Raises:
-        ValueError: unknown fields, or values that do not fit each other.
+        ValueError: unknown fields.
     """
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-6
-    image_size: int | list[int] | tuple[int, int] = 224
-    patch_size: int | list[int] | tuple[int, int] = 16
-    num_channels: int = 3
-    qkv_bias: bool = True
-    num_register_tokens: int = 0
-    drop_path_rate: float | int = 0.0
-    layer_scale_init_value: float | None = None
-    position_embedding_type: Literal["learned", "sincos"] = "learned"
-    position_interpolation: Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_align_corners"] = "bicubic"
     vitfm_format_version: int = 1
-
-    @classmethod
-    def from_variant(cls, variant: str, **fields):
-        """Build a configuration of the ViT paper's Table 1 (or Ti, S) by name.
-
-        Args:
-            variant: such as "B/16"; parameter counts of the classifier at 224 px with 1,000 classes are exact, for
-                example 86,567,656 for B/16 and 304,326,632 for L/16 (which the paper rounds to "307M").
-            **fields: any other field, such as `image_size` or `num_labels`.
-        """
-        return cls(**{**parse_variant(variant), **fields})
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -142,7 +92,8 @@ class VitfmVisionConfig(PreTrainedConfig):
     @classmethod
     def field_names(cls) -> list[str]:
         """The keywords of `from_pretrained` that are fields of the configuration; `dtype` is the loading's own."""
-        return [*(name for name in cls.__dataclass_fields__ if name != "dtype"), "num_labels", "output_attentions"]
+        names = (name for name in cls.__dataclass_fields__ if name != "dtype")
+        return [*names, *cls.attribute_map, "num_labels", "output_attentions"]
 
     @property
     def output_attentions(self) -> bool | None:
@@ -158,7 +109,7 @@ class VitfmVisionConfig(PreTrainedConfig):
 
     @classmethod
     def _unknown(cls, names) -> list[str]:
-        return sorted(set(names) - set(cls.__dataclass_fields__) - TRANSFORMERS_KEYS)
+        return sorted(set(names) - set(cls.__dataclass_fields__) - set(cls.attribute_map) - TRANSFORMERS_KEYS)
 
     def __post_init__(self, **kwargs):
         unknown = self._unknown(kwargs)
@@ -167,27 +118,114 @@ class VitfmVisionConfig(PreTrainedConfig):
             hint = f" Did you mean `{near[0]}`?" if near else " The fields are listed in the class's docstring."
             raise ValueError(f"{type(self).__name__} has no field `{unknown[0]}`.{hint}")
         super().__post_init__(**kwargs)
-        self._check_sizes()
-        self._check_shares("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-        if self.position_embedding_type == "sincos" and self.hidden_size % 4:
-            raise ValueError(f"2-D sine-cosine positions need a `hidden_size` divisible by 4; got {self.hidden_size}.")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"`num_register_tokens` must not be negative; got {self.num_register_tokens}.")
 
     def _check_shares(self, *names: str):
         for name in names:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}.")
 
-    def _check_sizes(self):
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+    def _check_counts(self, *names: str):
+        for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+
+
+@strict
+class VitfmEncoderConfig(VitfmConfig):
+    """Fields of a transformer encoder, whether it reads patches or text.
+
+    Args:
+        hidden_size: width D of the tokens.
+        num_hidden_layers: encoder layers.
+        num_attention_heads: heads; must divide `hidden_size`.
+        intermediate_size: width of the MLP's hidden layer.
+        hidden_act: activation of the MLP, a name of transformers' ACT2FN ("gelu" is the exact, erf form).
+        hidden_dropout_prob: dropout after every dense layer except qkv and after the position embeddings (paper, B.1).
+        attention_probs_dropout_prob: dropout on attention weights; 0 in all of the paper's models.
+        initializer_range: standard deviation of the truncated normal initialisation.
+        layer_norm_eps: 1e-6 as in the paper's code and timm (transformers' ViT has 1e-12).
+        qkv_bias: whether query, key and value have a bias.
+        drop_path_rate: stochastic depth, 0 at the first layer rising linearly to this rate at the last, in [0, 1).
+        layer_scale_init_value: initial LayerScale (CaiT), None for none.
+
+    Raises:
+        ValueError: unknown fields, or values that do not fit each other.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    drop_path_rate: float | int = 0.0
+    layer_scale_init_value: float | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self._check_counts("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be divisible by `num_attention_heads`; got {self.hidden_size} and "
                 f"{self.num_attention_heads}. Choose a number of heads that divides the width."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}.")
+        self._check_shares("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+
+
+@strict
+class VitfmVisionConfig(VitfmEncoderConfig):
+    """Fields of an image encoder; the base of this library's image configurations, with no model type of its own.
+
+    Args:
+        image_size: pixels, one number or (height, width).
+        patch_size: pixels, one number or (height, width); must divide `image_size`.
+        num_channels: channels of the image.
+        num_register_tokens: learned tokens without positions (Darcet et al. 2024).
+        position_embedding_type: "learned", or "sincos" = fixed 2-D sine-cosine table.
+        position_interpolation: how positions are resized to another grid: "bicubic" (transformers, MAE, DeiT),
+            "bicubic_antialias" (timm), "bilinear" (timm's .npz loader), "bilinear_align_corners" (the paper's JAX code).
+        **fields: those of the encoder, see `VitfmEncoderConfig`.
+
+    Raises:
+        ValueError: unknown fields, or values that do not fit each other.
+    """
+
+    patch_bias = True  # not a field: whether the projection of patches has a bias
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    num_register_tokens: int = 0
+    position_embedding_type: Literal["learned", "sincos"] = "learned"
+    position_interpolation: Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_align_corners"] = "bicubic"
+
+    @classmethod
+    def from_variant(cls, variant: str, **fields):
+        """Build a configuration of the ViT paper's Table 1 (or Ti, S) by name.
+
+        Args:
+            variant: such as "B/16"; parameter counts of the classifier at 224 px with 1,000 classes are exact, for
+                example 86,567,656 for B/16 and 304,326,632 for L/16 (which the paper rounds to "307M").
+            **fields: any other field, such as `image_size` or `num_labels`.
+        """
+        return cls(**{**parse_variant(variant), **fields})
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self._check_counts("num_channels")
+        self._check_image()
+        if self.position_embedding_type == "sincos" and self.hidden_size % 4:
+            raise ValueError(f"2-D sine-cosine positions need a `hidden_size` divisible by 4; got {self.hidden_size}.")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"`num_register_tokens` must not be negative; got {self.num_register_tokens}.")
+
+    def _check_image(self):
         for name in ("image_size", "patch_size"):
             size = getattr(self, name)
             if not isinstance(size, int) and len(size) != 2:
@@ -201,8 +239,6 @@ class VitfmVisionConfig(PreTrainedConfig):
                 f"{max(1, round(height / max(1, patch_height))) * patch_height}x"
                 f"{max(1, round(width / max(1, patch_width))) * patch_width}."
             )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}.")
 
 
 def as_pair(size) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .modeling_embeddings import PositionTable, as_pair
+from .configuration_base import VitfmVisionConfig, as_pair
+from .modeling_embeddings import PositionTable
 from .modeling_encoder import LayerScale
 
 
@@ -43,6 +44,36 @@ def _describe_mismatch(source, mismatched) -> str:
         f"{len(rows)} weights of {str(source)!r} do not fit the model: {shown}. Correct the overrides (`num_labels`, "
         "`patch_size`, ...), or pass `ignore_mismatched_sizes=True` to initialise these weights anew."
     )
+
+
+def _vision_part(config, saved: dict) -> tuple:
+    """The configuration of what sees images, and what was saved of it; None and {} where that is not ours."""
+    if hasattr(config, "vision_config"):
+        config, saved = config.vision_config, saved.get("vision_config") or {}
+    return (config, saved) if isinstance(config, VitfmVisionConfig) else (None, {})
+
+
+def _load_at_saved_size(source, config, saved: dict):
+    """Set a configuration to the image size that a file was saved at, for its positions fit no other.
+
+    Resizing after the loading works for any file layout, device map and dtype.
+
+    Returns:
+        The size to resize to after the loading, None if that is the saved one.
+    """
+    if config is None:
+        return None
+    default = type(config).__dataclass_fields__["position_embedding_type"].default
+    if config.position_embedding_type == "sincos" != saved.get("position_embedding_type", default):
+        raise ValueError(
+            f"{str(source)!r} has learned positions, which `position_embedding_type='sincos'` cannot turn into the "
+            "fixed table. Leave the field out, or build a new model from a configuration."
+        )
+    image_size, saved_size = config.image_size, saved.get("image_size", config.image_size)
+    if as_pair(image_size) == as_pair(saved_size):
+        return None
+    config.image_size = saved_size
+    return image_size
 
 
 class VitfmPreTrainedModel(PreTrainedModel):
@@ -152,17 +183,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
             config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
             config = cls.config_class.from_dict(config.to_dict(), **overrides)
-        default = cls.config_class.__dataclass_fields__["position_embedding_type"].default
-        saved_type = saved.get("position_embedding_type", default)
-        if config.position_embedding_type == "sincos" != saved_type:
-            raise ValueError(
-                f"{str(source)!r} has learned positions, which `position_embedding_type='sincos'` cannot turn into the "
-                "fixed table. Leave the field out, or build a new model from a configuration."
-            )
-        # Load at the size the file was saved at, then resize: works for any file layout, device map and dtype.
-        image_size, saved_size = config.image_size, saved.get("image_size", config.image_size)
-        if as_pair(image_size) != as_pair(saved_size):
-            config.image_size = saved_size
+        image_size = _load_at_saved_size(source, *_vision_part(config, saved))
         if foreign:
             for name in where:
                 kwargs.pop(name)
@@ -181,7 +202,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
         if info["mismatched_keys"] and not allow_mismatch:
             raise RuntimeError(_describe_mismatch(source, info["mismatched_keys"]))
         model.name_or_path = model.config._name_or_path = str(source)
-        if as_pair(image_size) != as_pair(model.config.image_size):
+        if image_size is not None:
             model.resize_position_embeddings(image_size)
         cls._freeze_tables(model)
         return (model, info) if wants_info else model

@@ -70,12 +70,16 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
 class PatchEmbeddings(nn.Module):
     """Linear projection of non-overlapping patches; patches that are left out are not projected."""
 
-    def __init__(self, config, bias: bool = True):
+    def __init__(self, config):
         super().__init__()
         self.patch_size = as_pair(config.patch_size)
         self.num_channels = config.num_channels
         self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size, bias=bias
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=self.patch_size,
+            stride=self.patch_size,
+            bias=config.patch_bias,
         )
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:

@@ -20,8 +20,11 @@ NO_DECAY_NAMES = (
 
 
 def is_decayed(name: str, parameter: nn.Parameter, no_decay_names: Sequence[str] = NO_DECAY_NAMES) -> bool:
-    """Whether weight decay applies: not to biases, norms, scales (one dimension), tokens and positions."""
-    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in no_decay_names
+    """Whether weight decay applies: not to biases, norms, scales (one dimension), tokens and positions.
+
+    `no_decay_names` holds whole names, or the last components of names.
+    """
+    return parameter.ndim > 1 and not {name, name.rsplit(".", 1)[-1]} & set(no_decay_names)
 
 
 def layer_ids(model: nn.Module) -> tuple[dict[str, int], int]:
@@ -78,7 +81,8 @@ def parameter_groups(
         learning_rate: peak learning rate of the head.
         weight_decay: for the decayed parameters (`is_decayed`), 0 for the others.
         layer_decay: a layer's learning rate is the head's times this, to the power of its distance from the head.
-        no_decay_names: last components of the names of parameters of more than one dimension that are not decayed.
+        no_decay_names: names, or last components of names, of parameters of more than one dimension that are not
+            decayed.
     """
     if layer_decay == 1.0:
         ids, last = defaultdict(int), 0

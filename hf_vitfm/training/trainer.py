@@ -61,6 +61,7 @@ class VisionTrainer(ResumableTrainer):
     """
 
     no_decay_names = NO_DECAY_NAMES
+    reads_captions = False  # whether rows are pairs, with a `caption`
 
     def __init__(
         self,
@@ -110,7 +111,9 @@ class VisionTrainer(ResumableTrainer):
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.train_order = self._stream_order(seed) if self._reads_stream else self._epoch_order(seed)
-        self.train_view = ImageView(self.train_dataset, self.train_transform, seed, self.args.on_bad_image)
+        self.train_view = ImageView(
+            self.train_dataset, self.train_transform, seed, self.args.on_bad_image, self.reads_captions
+        )
         return self._get_dataloader(
             dataset=self.train_view,
             description="Training",
@@ -185,7 +188,12 @@ class VisionTrainer(ResumableTrainer):
             raise ValueError("Evaluation needs an `eval_dataset`.")
         if len(dataset) == 0:
             raise ValueError("The evaluation set is empty.")
-        return ImageView(dataset, self.eval_transform, on_bad_image=self.args.on_bad_image)
+        return ImageView(
+            dataset,
+            self.eval_transform,
+            on_bad_image=self.args.on_bad_image,
+            captions=self.reads_captions,
+        )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one step, and the number of their label elements; the wait for them is timed."""

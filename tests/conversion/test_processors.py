@@ -1,10 +1,10 @@
-"""Image processors of checkpoints, and their resize to a model's image size."""
+"""Image processors and tokenizers of checkpoints, and the resize to a model's image size."""
 
 import pytest
 import transformers
 from PIL import Image
 
-from hf_vitfm import ViTForImageClassification, load_image_processor
+from hf_vitfm import ViTForImageClassification, load_image_processor, load_tokenizer
 from tests.tiny import tiny_config
 
 
@@ -83,3 +83,40 @@ def test_damaged_preprocessor_config_is_an_error(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(OSError, match="no readable preprocessor_config.json"):
         load_image_processor(tmp_path)
+
+
+# Tokenizers
+
+
+def clip_tokenizer():
+    tokens = {token: i for i, token in enumerate(["a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"])}
+    return transformers.CLIPTokenizer(tokens, [])
+
+
+def test_tokenizer_is_loaded_as_it_was_saved(tmp_path):
+    clip_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert type(tokenizer) is transformers.CLIPTokenizer
+    assert tokenizer("a b").input_ids == clip_tokenizer()("a b").input_ids == [2, 0, 1, 3]
+
+
+def test_folder_of_a_clip_without_a_tokenizer_gives_no_empty_one(tmp_path):
+    transformers.CLIPConfig().save_pretrained(tmp_path)
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == 2  # what is guarded against
+    with pytest.raises(OSError, match="has no files of a tokenizer. Save the tokenizer beside the model"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "null", "{}", '{"version": "1.0", "model": {"type": "nonsense"}}'])
+def test_damaged_tokenizer_is_an_error_that_says_what_to_do(tmp_path, content):
+    clip_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(OSError, match="has no .*Save the tokenizer beside the model"):
+        load_tokenizer(tmp_path)
+
+
+def test_tokenizer_of_nowhere(tmp_path):
+    with pytest.raises(OSError, match="has no tokenizer that can be read"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist. Name a folder"):
+        load_tokenizer(tmp_path / "missing")

@@ -92,10 +92,10 @@ def test_members_of_a_row_share_their_name_up_to_the_first_dot(tmp_path):
     assert [row["image"]["path"] for row in rows] == [
         f"{tmp_path / 'a.tar'}/{name}" for name in ("x/1.JPG", "2.png", "y/1.png")
     ]
-    assert [row.get("label") for row in rows] == shard.read_labels() == ["cat", 7, None]
-    assert rows[0]["caption"] == "a cat"
+    assert [row.get("label") for row in rows] == ["cat", 7, None]
+    assert [row["caption"] for row in rows] == ["a cat", None, None]
     assert rows[1]["width"] == 5
-    assert shard.has_captions
+    assert shard.read_fields() == [{name: row[name] for name in row if name != "image"} for row in rows]
 
 
 def test_the_field_with_the_label_can_be_named(tmp_path):
@@ -195,8 +195,8 @@ def test_json_does_not_take_the_place_of_the_image_or_of_a_label_that_is_named(t
     fields = {"pixel_values": [0.0], "image": "x", "labels": 3, "species": "emu", "width": 4}
     write_tar(tmp_path / "a.tar", {"1.png": grey_png(7), "1.json": fields, "2.png": b"", "2.json": {"label": 3}})
     rows = TarShard(str(tmp_path / "a.tar"), "species").read(0, 2)
-    assert rows[0].keys() == {"image", "label", "width"} and rows[0]["label"] == "emu"
-    assert rows[1].keys() == {"image"}
+    assert rows[0].keys() == {"image", "label", "width", "caption"} and rows[0]["label"] == "emu"
+    assert rows[1].keys() == {"image", "caption"}
     seen = []
     ImageView(rows, lambda image: seen.append(image.getpixel((0, 0))))[0]
     assert seen == [7]

@@ -115,9 +115,13 @@ def test_importing_the_library_changes_nothing_for_transformers_own_models():
     assert all(mapping.pop("added") == {} for mapping in before["auto"].values())
     added = {name: mapping.pop("added") for name, mapping in after["auto"].items()}
     assert after == before
-    vit, mae = (
-        f"hf_vitfm.models.configuration_{name}.Vitfm{cls}Config" for name, cls in (("vit", "ViT"), ("mae", "MAE"))
-    )
-    expected = {**{name: {vit} for name in REGISTERED}, "AutoModelForPreTraining": {mae}}
-    expected["AutoModel"] = {vit, mae}
+    configs = "hf_vitfm.models.configuration_{}.Vitfm{}Config"
+    vit, mae, clip = (configs.format(name.lower(), name) for name in ("ViT", "MAE", "CLIP"))
+    towers = {configs.format("clip", f"CLIP{name}") for name in ("Text", "Vision")}
+    expected = {
+        "AutoModel": {vit, mae, clip, *towers},
+        "AutoModelForImageClassification": {vit},
+        "AutoModelForPreTraining": {mae},
+        "AutoModelForZeroShotImageClassification": {clip},
+    }
     assert {name: set(keys) for name, keys in added.items() if keys} == expected

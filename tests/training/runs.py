@@ -20,6 +20,17 @@ TINY = {
     "patch_size": 4,
     "num_labels": 3,
 }
+ARGUMENTS = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 0.1,
+    "optim": "sgd",
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 
 
 def make_rows(
@@ -58,18 +69,7 @@ def make_model(dtype=torch.float32, problem_type: str | None = None, **fields) -
 
 def make_args(output_dir, **options) -> VisionTrainingArguments:
     """Quiet CPU arguments: SGD, 3 steps of 8 rows."""
-    defaults = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 0.1,
-        "optim": "sgd",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return VisionTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
+    return VisionTrainingArguments(output_dir=str(output_dir), **{**ARGUMENTS, **options})
 
 
 def train(

@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from ..columns import find_image_column, find_label_column
+from ..columns import find_caption_column, find_image_column, find_label_column
 from ..samples import require_datasets
 from ..shards import ParquetShard, TarShard, open_file, read_parquet_metadata
 from ..streams import StreamRows
@@ -26,9 +27,10 @@ def open_stream(
     image_column: str | None = None,
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
+    caption_column: str | None = None,
     window: int = 1024,
 ) -> StreamRows:
-    """Open images that are too many to copy, for training in sequence (see `hf_vitfm.data.streams`).
+    """Open images, with labels or captions, that are too many to copy, for training in sequence (see `hf_vitfm.data.streams`).
 
     Args:
         source: a folder, a file, a pattern with `*` or braces ("train-{000..127}.tar") or a list of files, all of
@@ -40,10 +42,12 @@ def open_stream(
         label_column: of parquet, or a field of the tars' `.json`. Rows need no label.
         label_names: names of the classes, by id; needed where labels are stored as names. By default those that
             parquet files of `datasets` hold.
+        caption_column: of parquet, found as `load_pairs` finds it; or a field of the tars' `.json`, see `TarShard`. Rows
+            need no caption.
         window: rows that are read and shuffled together.
 
     Returns:
-        The rows: `image` still encoded, and `label` if there is one.
+        The rows: `image` still encoded, and `label` and `caption` if there are.
 
     Raises:
         FileNotFoundError: if there are no such files.
@@ -52,11 +56,11 @@ def open_stream(
     """
     paths = find_shards(source, split)
     if paths[0].endswith(".parquet"):
-        columns, stored_names = _parquet_columns(paths[0], image_column, label_column)
+        columns, stored_names = _parquet_columns(paths[0], image_column, label_column, caption_column)
         label_names = label_names or stored_names
         build = lambda path: ParquetShard(path, *columns)  # noqa: E731
     else:
-        build = lambda path: TarShard(path, label_column)  # noqa: E731
+        build = lambda path: TarShard(path, label_column, caption_column)  # noqa: E731
     with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
         return StreamRows(list(pool.map(build, paths)), window, label_names)
 
@@ -126,8 +130,10 @@ def _choices(inside: str) -> list[str]:
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
-def _parquet_columns(path: str, image: str | None, label: str | None) -> tuple[tuple[str, str | None], list | None]:
-    """Columns of images and labels (None: there is none), and the names of the classes that the file holds."""
+def _parquet_columns(
+    path: str, image: str | None, label: str | None, caption: str | None
+) -> tuple[tuple[str, str | None, str | None], list | None]:
+    """Columns of images, labels and captions (None: there is none), and the names of classes that the file holds."""
     import pyarrow.parquet
 
     datasets = require_datasets()
@@ -135,10 +141,16 @@ def _parquet_columns(path: str, image: str | None, label: str | None) -> tuple[t
     with open_file(path) as file:
         features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
     image = find_image_column(datasets, features, image)
+    label = _if_any(find_label_column, datasets, features, label, image)
+    caption = _if_any(find_caption_column, datasets, features, caption, image)
+    return (image, label, caption), getattr(features.get(label), "names", None)
+
+
+def _if_any(find: Callable, datasets: Any, features: Any, name: str | None, image: str) -> str | None:
+    """A column that rows need not have: an error only if it was named."""
     try:
-        label = find_label_column(datasets, features, label, image)
+        return find(datasets, features, name, image)
     except ValueError:
-        if label is not None:
+        if name is not None:
             raise
-        return (image, None), None
-    return (image, label), getattr(features[label], "names", None)
+        return None

@@ -1,5 +1,6 @@
-"""Tables of text (CSV, TSV, JSON lines) with a column of paths to image files."""
+"""Tables of text (CSV, TSV, JSON lines) with a column of paths to image files, or of images as data URLs."""
 
+import base64
 import csv
 import json
 import math
@@ -24,8 +25,8 @@ def open_tables(datasets: Any, files: dict[Path, str], image_column: str | None)
 
     Args:
         datasets: the library.
-        files: the tables. Paths in them start at the folder of the table. In CSV and TSV, columns of numbers are
-            recognised; empty cells have no value.
+        files: the tables. Paths in them start at the folder of the table; "data:image/png;base64,..." is an image
+            itself. In CSV and TSV, columns of numbers are recognised; empty cells have no value.
         image_column: name of the column of paths; by default image, img, file_name, filename, file, path or
             image_path.
 
@@ -43,7 +44,7 @@ def open_tables(datasets: Any, files: dict[Path, str], image_column: str | None)
                 f"{file} has no column {image_column or 'of paths'}; the columns are {', '.join(content[0])}. Name the "
                 "one with the paths of the images as `image_column`."
             )
-        rows[split_of(name)] += [_with_path(row, file, i, image_column) for i, row in enumerate(content)]
+        rows[split_of(name)] += [_with_image(row, file, i, image_column) for i, row in enumerate(content)]
     splits = {}
     for split, values in rows.items():
         try:
@@ -67,14 +68,28 @@ def _read(file: Path) -> list[dict]:
     return rows
 
 
-def _with_path(row: dict, file: Path, number: int, column: str) -> dict:
+def _with_image(row: dict, file: Path, number: int, column: str) -> dict:
     path = row.get(column)
     if not isinstance(path, str) or not path:
         raise ValueError(f"row {number} of {file} has no path in the column {column!r}; got {path!r}.")
+    if path.startswith("data:"):
+        return {**row, column: {"bytes": _decode_data_url(path, f"row {number} of {file}"), "path": None}}
     path = path if "://" in path else str(file.absolute().parent / path)
     if number == 0 and "://" not in path and not Path(path).exists():
         raise FileNotFoundError(f"row 0 of {file} names the image {path}, which does not exist.")
-    return {**row, column: path}
+    return {**row, column: {"bytes": None, "path": path}}
+
+
+def _decode_data_url(url: str, name: str) -> bytes:
+    head, _, content = url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError(f"it begins with {head[:40]!r}")
+        return base64.b64decode(content, validate=True)
+    except ValueError as error:  # binascii.Error is one
+        raise ValueError(
+            f'{name} holds a data URL that is not "data:...;base64,..." as it should be: {error}.'
+        ) from error
 
 
 def _json_lines(lines: Any) -> list[dict]:

@@ -1,0 +1,36 @@
+"""CLIP's training on two processes is that on one, with and without gradient caching."""
+
+import pytest
+
+from tests.tiny import relative_error
+from tests.training.clip_runs import train
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("chunk", [None, 1, 2], ids=["at once", "four chunks", "two chunks"])
+def test_two_processes_equal_one(two_processes, tmp_path, objective, chunk):
+    fields = {"objective": objective}
+    expected = train(tmp_path, fields)
+    options = {"per_device_train_batch_size": 4, "grad_cache_chunk_size": chunk, "max_steps": 3}
+    for found in two_processes.run(train, str(tmp_path), fields, **options):
+        assert relative_error(found["losses"], expected["losses"]) < 1e-10  # the same on each, not their mean only
+        assert relative_error(found["logged"], expected["losses"]) < 1e-4
+        for name, weight in expected["weights"].items():
+            assert relative_error(found["weights"][name], weight) < 1e-10, name
+
+
+def train_locked(directory, **options):
+    from tests.training.clip_runs import make_model, make_trainer
+
+    model = make_model()
+    model.lock_towers(vision=True)
+    make_trainer(directory, model, **options).train()
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_two_processes_equal_one_with_a_locked_tower(two_processes, tmp_path):
+    expected = train_locked(str(tmp_path))
+    options = {"per_device_train_batch_size": 4, "grad_cache_chunk_size": 2}
+    for found in two_processes.run(train_locked, str(tmp_path), **options):
+        for name, weight in expected.items():
+            assert relative_error(found[name], weight) < 1e-10, name
