@@ -60,7 +60,8 @@ class EpochOrder(Sampler):
         if drop_last and num_rows < global_batch:
             raise ValueError(
                 f"The training set has {num_rows} rows, fewer than one global batch of {global_batch}. Lower "
-                "`per_device_train_batch_size` or `gradient_accumulation_steps`, or set `dataloader_drop_last=False`."
+                "`global_batch_size` (or, where it is not given, `per_device_train_batch_size` or "
+                "`gradient_accumulation_steps`), or set `dataloader_drop_last=False`."
             )
         if repeats < 1 or (repeats > 1 and repeats >= global_batch):
             raise ValueError(

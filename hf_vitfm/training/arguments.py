@@ -121,7 +121,8 @@ class VisionTrainingArguments(TrainingArguments):
             raise ValueError(f"`on_bad_image` must be one of {', '.join(ON_BAD_IMAGE)}; got {self.on_bad_image!r}.")
         if 0 < self.max_steps <= self.warmup_steps:
             logger.warning(
-                "`warmup_steps` %g is not less than `max_steps` %d: the learning rate never reaches its peak.",
+                "`warmup_steps` %g is not less than `max_steps` %d: the learning rate never reaches its peak. "
+                "Lower it too.",
                 self.warmup_steps,
                 self.max_steps,
             )

@@ -66,7 +66,8 @@ class MAETrainer(VisionTrainer):
         given = [name for name in _LABEL_SETTINGS if getattr(args, name)]
         if given:
             raise ValueError(
-                f"{', '.join(given)} mix or weigh labels, of which pre-training has none. Leave them out."
+                f"Settings for labels, of which pre-training has none: {', '.join(given)}. Leave them out; fine-tuning is "
+                "recipes/mae/finetune.py."
             )
         self.labelled_datasets = labelled_datasets
         self.label_names = []

@@ -38,6 +38,11 @@ class _StopWhenAsked(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer._stops_early:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # who asks a run to end does not wait for long
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer._stops_early:
+            control.should_evaluate = False
 
 
 class ResumableTrainer(Trainer):

@@ -57,6 +57,10 @@ class LabelledArguments:
                   "evaluation split are classified by their neighbours among the others"},
     )  # fmt: skip
 
+    labelled_seen: bool = field(
+        default=False, metadata={"help": "they are among the images that are trained on, which the card will say"}
+    )
+
     def load(self, seed: int, smoke: bool):
         """(bank, queries), both with labels, and what the card says of them; or None twice."""
         if not self.labelled:
@@ -122,7 +126,8 @@ def main(argv: list[str] | None = None) -> dict:
     if eval_rows is None:
         if labelled is None:
             raise ValueError("Nothing to evaluate on: give `eval_split`, `holdout` (such as 0.01), or `labelled`.")
-        eval_rows, split = labelled[1], "the labelled queries"
+        seen = ", which were among the training images" if labelled_args.labelled_seen else ""
+        eval_rows, split = labelled[1], f"the labelled queries{seen}"
     if data_args.keep_in_memory:
         train_rows, eval_rows = in_memory(train_rows), in_memory(eval_rows)
     # 2. Model and image processor

@@ -34,7 +34,7 @@ class ReconstructionArguments:
     images: list[str] = field(
         metadata={"help": f"image files, folders of them, or an embedded sample: {', '.join(SAMPLE_NAMES)}"}
     )
-    output: str = field(default="reconstructions.png", metadata={"help": "PNG file to write"})
+    output: str = field(default="outputs/reconstructions.png", metadata={"help": "PNG file to write"})
     mask_ratios: list[float] = field(
         default_factory=list,
         metadata={"help": "shares of patches to mask, in [0, 1); 0.75, 0.85, 0.95 where these leave a patch visible"},

@@ -25,6 +25,7 @@ NO_PAPER = {
     "mae/few_labels",
     "mae/few_labels_scratch",
     "mae/pretrain_fashion",
+    "mae/pretrain_folder",
 }  # settings of ours, which no source fixes
 PRETRAINING = {  # test_mae_configs.py has their tables
     "mae/pretrain_b16_in1k",
