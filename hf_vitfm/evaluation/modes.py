@@ -4,16 +4,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode inside a `with` block; every part gets back the mode of its own."""
+    """Put a model in evaluation mode inside a `with` block; every part gets back the mode of its own.
+
+    What the root of a sharded model (`fully_shard`) holds is gathered, so that parts of it can be called: in all
+    processes alike.
+    """
     was_training = [module for module in model.modules() if module.training]
     model.eval()
+    if isinstance(model, FSDPModule):
+        model.unshard()
     try:
         yield
     finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
         for module in was_training:
             module.training = True
 

@@ -137,19 +137,20 @@ def picture_reconstructions(
     model: MAEForPreTraining,
     pixel_values: Tensor,
     image_processor: Any,
-    path: str | Path,
+    path: str | Path | None,
     mask_ratios: Sequence[float] | None = None,
     seed: int = 0,
-) -> Path:
+) -> Path | None:
     """Draw images, masked images and reconstructions at several ratios as one grid; the masks of an image nest.
 
     Args:
         model: as `reconstruct` takes it.
         pixel_values: (B, C, height, width), a row of the grid each.
         image_processor: the one that normalised them.
-        path: the PNG file to write; its folder is made if need be.
+        path: the PNG file to write; its folder is made if need be. None computes and draws nothing: of the processes
+            that share a model, all have to compute and one writes.
         mask_ratios: shares of patches to mask, in [0, 1). By default 0.75, 0.85 and 0.95, where these leave a patch
-            visible.
+            visible, or else the model's own.
         seed: of the masks.
 
     Returns:
@@ -163,9 +164,12 @@ def picture_reconstructions(
     noise = draw_mask_noise(len(pixel_values), rows * columns, seed)
     if mask_ratios is None:
         mask_ratios = [ratio for ratio in PICTURED_RATIOS if num_visible(rows * columns, ratio)]
+        mask_ratios = mask_ratios or [model.config.mask_ratio]
     pairs = {}
     for ratio in mask_ratios:
         result = reconstruct(model, pixel_values, ratio, *statistics, noise=noise)
         pairs[ratio] = (result.masked, result.reconstruction)
+    if path is None:
+        return None
     note = NORMALIZED_NOTE if model.config.norm_pix_loss else None
     return draw_reconstructions(to_pixels(pixel_values, *statistics), pairs, path, note=note)

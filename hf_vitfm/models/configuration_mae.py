@@ -56,6 +56,9 @@ class VitfmMAEConfig(VitfmVisionConfig):
                 "`decoder_hidden_size` must be divisible by `decoder_num_attention_heads` and, for sine-cosine "
                 f"positions, by 4; got {width} and {heads}."
             )
+        patch_height, patch_width = as_pair(self.patch_size)
+        if self.norm_pix_loss and patch_height * patch_width * self.num_channels < 2:
+            raise ValueError("`norm_pix_loss` needs patches of two values at least: one alone has no variance.")
         self._check_masking()
 
     def _check_masking(self):

@@ -199,6 +199,11 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 output_loading_info=True,
                 **kwargs,
             )
+        if any(name.endswith(".running_mean") for name in info["unexpected_keys"]):
+            raise ValueError(
+                f"{str(source)!r} is a checkpoint on the way of a linear probe, whose batch norm {cls.__name__} has no "
+                "place for. Resume the run from it; the finished model is in the run's output folder."
+            )
         if info["mismatched_keys"] and not allow_mismatch:
             raise RuntimeError(_describe_mismatch(source, info["mismatched_keys"]))
         model.name_or_path = model.config._name_or_path = str(source)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 def is_quicker_recomputed(module, query: Tensor, attention_mask: Tensor | None, dropout: float) -> bool:
     """Whether `recomputed_attention` takes the place of "sdpa": in eager training in bfloat16 on a CPU."""
-    is_plain = attention_mask is None and not dropout and not torch.compiler.is_compiling()
+    is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_plain = attention_mask is None and not dropout and not is_transformed
     return is_plain and module.training and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..data.collators import MaskingCollator
@@ -93,18 +94,28 @@ class MAETrainer(VisionTrainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         """The loss, the neighbours' accuracy and the pictures, all with the averaged weights if there are any."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        losses = output.predictions[output.label_ids.astype(bool)]
+        losses, counts = (
+            np.concatenate(values) if isinstance(values, list) else values  # with `eval_do_concat_batches=False`
+            for values in (output.predictions, output.label_ids)
+        )
+        losses = losses[counts.astype(bool)]
         output.metrics[f"{metric_key_prefix}_loss"] = float(losses.mean(dtype=float))
+        if not metric_key_prefix.startswith("eval"):  # `predict()`
+            return output
         with self._averaged(), self._random_numbers_apart():
             if self.labelled_datasets is not None:
                 output.metrics[f"{metric_key_prefix}_knn_top1"] = self._classify_by_neighbours()
-            if self.is_world_process_zero() and self.processing_class is not None:
-                name = f"step-{self.state.global_step}.png"
-                self.draw_reconstructions(dataloader.dataset, Path(self.args.output_dir) / PICTURES / name)
+            if self.processing_class is not None:
+                name = f"step-{self.state.global_step}{metric_key_prefix.removeprefix('eval').replace('_', '-')}.png"
+                path = Path(self.args.output_dir) / PICTURES / name
+                self.draw_reconstructions(dataloader.dataset, path if self.is_world_process_zero() else None)
         return output
 
-    def draw_reconstructions(self, rows: Sequence[dict], path: Path) -> None:
-        """Draw what the model makes of the first rows, which hold `pixel_values`; bad images are passed over."""
+    def draw_reconstructions(self, rows: Sequence[dict], path: Path | None) -> None:
+        """Draw what the model makes of the first rows, which hold `pixel_values`; bad images are passed over.
+
+        Every process calls it, since they may share the model; where `path` is None nothing is written.
+        """
         good = (row for row in (rows[i] for i in range(len(rows))) if not row.get("is_blank"))
         pixel_values = torch.stack([torch.as_tensor(row["pixel_values"]) for row in islice(good, _PICTURED_ROWS)])
         picture_reconstructions(self.model, pixel_values, self.processing_class, path)

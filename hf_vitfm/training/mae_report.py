@@ -35,7 +35,9 @@ def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict, half_weigh
         halve_weights(directory)
         run = {**run, "half_weights": True}
     metrics["eval_samples"] = len(trainer.eval_dataset)
-    shutil.copyfile(directory / PICTURES / f"step-{trainer.state.global_step}.png", directory / f"{PICTURES}.png")
+    picture = directory / PICTURES / f"step-{trainer.state.global_step}.png"
+    if picture.is_file():  # a trainer without an image processor draws none
+        shutil.copyfile(picture, directory / f"{PICTURES}.png")
     config = trainer.model.config
     unit = "mean squared error" + (", normalised pixels" if config.norm_pix_loss else "")
     draw_history(trainer.state.log_history, directory / "curves.png", unit)
@@ -49,11 +51,16 @@ def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict, half_weigh
 def halve_weights(directory: Path) -> None:
     """Round the weights of a saved model to float16; config.json goes on saying as what they are to be loaded.
 
+    Positions stay as they are: fixed ones are a table that is known exactly.
+
     Raises:
         ValueError: if a weight is too large for float16; the file is left as it was.
     """
     path = directory / "model.safetensors"
-    weights = {name: weight.half() for name, weight in load_file(path).items()}
+    weights = {
+        name: weight if name.endswith("position_embeddings") else weight.half()
+        for name, weight in load_file(path).items()
+    }
     overflowing = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if overflowing:
         raise ValueError(

@@ -66,14 +66,15 @@ class MaskRatioArguments:
         return {**self.common, **own, "model": {**own.get("model", {}), **model}}
 
 
-def make_run(args: MaskRatioArguments, name: str, stage: str, model: dict, checkpoint: Path | None = None) -> SweepRun:
-    """A run of a stage's script, with a configuration file of its own beside its folder."""
+def make_run(args: MaskRatioArguments, name: str, stage: str, model: dict, start: SweepRun | None = None) -> SweepRun:
+    """A run of a stage's script, with a configuration file of its own beside its folder; `start` is its pre-training."""
     settings = args.stage(stage, model)
     file = Path(args.output_dir) / f"{name}.yaml"
     on_first_process(lambda: write_settings(file, settings))
-    options = [str(file), *(["--checkpoint", str(checkpoint)] if checkpoint else []), *(["--smoke"] * args.smoke)]
+    options = [str(file), *(["--checkpoint", str(start.directory)] if start else []), *(["--smoke"] * args.smoke)]
     script = f"recipes/mae/{SCRIPTS[stage].__name__.rpartition('.')[2]}.py"
-    return SweepRun(Path(args.output_dir) / name, script, tuple(options), settings)
+    depends_on = {**settings, "start": dict(start.settings)} if start else settings
+    return SweepRun(Path(args.output_dir) / name, script, tuple(options), depends_on)
 
 
 def write_settings(file: Path, settings: dict) -> None:
@@ -91,7 +92,7 @@ def compare(args: MaskRatioArguments) -> dict:
         pretrained = make_run(args, f"pretrain-{ratio:g}", "pretrain", masked)
         perform(pretrained, pretrain.main, f"{title}, pre-training")
         for stage in ("finetune", "linear_probe"):
-            run = make_run(args, f"{stage}-{ratio:g}", stage, {}, pretrained.directory)
+            run = make_run(args, f"{stage}-{ratio:g}", stage, {}, pretrained)
             scores[stage][ratio] = perform(run, SCRIPTS[stage].main, f"{title}, {stage}")["eval_top1"]
     for stage, name in SCRATCH.items():
         run = make_run(args, f"from-scratch-{stage}", stage, args.encoder)

@@ -103,11 +103,16 @@ def build(args: ModelArguments, smoke: bool):
 
 
 def check_reload(trainer: MAETrainer) -> None:
-    """Load the finished model as its users will, and compare it with the one that was trained."""
-    model = load_autoencoder(trainer.args.output_dir)
+    """Load the finished model as its users will, and compare it with the one that was trained.
+
+    Every process calls it, since they may share the model that was trained.
+    """
     pixel_values = trainer.get_eval_dataloader().dataset[0]["pixel_values"].unsqueeze(0)
     with torch.no_grad():
-        loaded, trained = (each.eval()(pixel_values.to(each.device)).loss.item() for each in (model, trainer.model))
+        trained = trainer.model.eval()(pixel_values.to(trainer.model.device)).loss.item()
+        if not trainer.is_world_process_zero():
+            return
+        loaded = load_autoencoder(trainer.args.output_dir)(pixel_values).loss.item()
     if abs(loaded - trained) > 1e-2 * max(1.0, trained):
         raise RuntimeError(f"The saved model has a loss of {loaded:.4g} on an image, the trained one {trained:.4g}.")
 
@@ -154,8 +159,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     dataset = {**data_args.describe(), "evaluation_split": split}
     metrics = report_pretraining(trainer, dataset, run, half_weights=model_args.half_weights)
-    if trainer.is_world_process_zero():
-        check_reload(trainer)
+    check_reload(trainer)
     return metrics
 
 

@@ -74,3 +74,15 @@ def test_it_is_taken_in_plain_bfloat16_training_alone(change, taken):
     query = inputs(change.get("dtype", torch.bfloat16))[0]
     module = SimpleNamespace(training=change.get("training", True))
     assert is_quicker_recomputed(module, query, change.get("mask"), change.get("dropout", 0.0)) is taken
+
+
+def test_functional_transforms_go_past_it():
+    query = inputs()[0].detach()
+
+    def is_taken(tensor):
+        taken.append(is_quicker_recomputed(MODULE, tensor, None, 0.0))
+        return tensor.float().sum()
+
+    taken = []
+    torch.func.grad(is_taken)(query)
+    assert taken == [False]

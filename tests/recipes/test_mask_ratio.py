@@ -1,6 +1,7 @@
 """The masking-ratio figure: which runs are made of which, the table and the picture, and going on after a kill."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,14 @@ def test_finished_runs_are_kept_when_ratios_are_added(calls, tmp_path):
     second = run(tmp_path, "--ratios", "0.5", "0.75")
     assert [name for name, _, _ in calls[count:]] == ["pretrain", "finetune", "linear_probe"]
     assert second["top1"]["finetune"]["0.5"] == first["top1"]["finetune"]["0.5"]
+
+
+def test_other_pre_training_does_not_keep_old_scores(calls, tmp_path):
+    run(tmp_path, "--ratios", "0.5")
+    out = tmp_path / "out"
+    shutil.rmtree(out / "pretrain-0.5")
+    with pytest.raises(FileExistsError, match="finetune-0.5 holds something else"):
+        run(tmp_path, "--ratios", "0.5", "--pretrain", "{num_train_epochs: 7}")
 
 
 @pytest.mark.parametrize("ratios", [["1.0"], ["0"], ["0.5", "0.5"], ["-0.1"]])

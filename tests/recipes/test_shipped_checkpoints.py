@@ -56,6 +56,8 @@ def test_the_log_ends_with_the_results(name):
 def test_masked_autoencoder_predicts_what_it_has_not_seen(folder):
     model = MAEForPreTraining.from_pretrained(folder).eval()
     assert model.dtype == torch.float32
+    for table in (model.vit.embeddings, model.decoder):
+        assert torch.equal(table.position_embeddings, table.initial_positions())
     transform = build_transform(load_image_processor(folder))
     pixels = torch.stack([transform(row["image"]) for row in load_sample("fashion-mnist")["test"].select(range(200))])
     with torch.no_grad():
