@@ -223,7 +223,7 @@ def test_smoke_is_what_the_parsed_value_says():
     _, data, training = parse(
         "recipes/vit/configs/fashion_scratch.yaml", "--smoke=true", "--resume_from_checkpoint", "true"
     )
-    assert (data.smoke, training.max_steps, training.output_dir) == (True, 2, "outputs/quickstart-smoke")
+    assert (data.smoke, training.max_steps, training.output_dir) == (True, 2, "outputs/fashion_scratch-smoke")
     assert training.resume_from_checkpoint is True
 
 
