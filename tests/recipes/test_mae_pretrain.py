@@ -49,7 +49,8 @@ def test_smoke_run_with_halved_weights(tmp_path, monkeypatch):
         "split": "0.25 of train",
     }
 
-    assert {weight.dtype for weight in load_file(run / "model.safetensors").values()} == {torch.float16}
+    for name, weight in load_file(run / "model.safetensors").items():
+        assert weight.dtype == (torch.float32 if name.endswith("position_embeddings") else torch.float16), name
     assert json.loads((run / "config.json").read_text())["dtype"] == "float32"
     for model in (MAEForPreTraining.from_pretrained(run), AutoModelForPreTraining.from_pretrained(run)):
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
