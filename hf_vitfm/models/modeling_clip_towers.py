@@ -158,17 +158,16 @@ class CLIPTextModel(CLIPTextPreTrainedModel):
         Raises:
             ValueError: if the texts are not (B, T), or longer than the limit.
         """
-        config = self.config
         if input_ids.ndim != 2:
             raise ValueError(f"`input_ids` must be (batch, tokens); got {tuple(input_ids.shape)}.")
         encoded = self.encoder(
             self.embeddings(input_ids, position_ids),
             attention_mask,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         sequence = self.final_layer_norm(encoded.last_hidden_state)
-        position = text_position(input_ids, config.pooling, config.eos_token_id, attention_mask)
+        position = text_position(input_ids, self.config.pooling, self.config.eos_token_id, attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=sequence,
             pooler_output=take_position(sequence, position),
@@ -249,17 +248,16 @@ class CLIPVisionModel(CLIPVisionPreTrainedModel):
         Raises:
             ValueError: if the images do not fit the patches or, without interpolation, the positions.
         """
-        config = self.config
         encoded = self.encoder(
             self.pre_layrnorm(self.embeddings(pixel_values, interpolate=bool(interpolate_pos_encoding))),
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         tokens = encoded.last_hidden_state
-        patches = tokens[:, self.embeddings.num_prefix_tokens :] if config.pooling == "mean" else tokens
+        patches = tokens[:, self.embeddings.num_prefix_tokens :] if self.config.pooling == "mean" else tokens
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
-            pooler_output=self.post_layernorm(pool_tokens(patches, config.pooling)),
+            pooler_output=self.post_layernorm(pool_tokens(patches, self.config.pooling)),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )

@@ -186,8 +186,8 @@ class Encoder(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         num_outputs: int | None = None,
     ) -> BaseModelOutput:
         """Run all layers.
@@ -195,7 +195,8 @@ class Encoder(nn.Module):
         Args:
             hidden_states: (B, T, D).
             attention_mask: (B, T) with 1 for tokens to attend to, or None for all.
-            output_attentions: also return one (B, N, T, T) tensor per layer (computed by the eager function).
+            output_attentions: also return one (B, N, T, T) tensor per layer (computed by the eager function). By default
+                what the configuration says, as for the next.
             output_hidden_states: also return layers + 1 tensors (B, T, D): the input, then each layer's output.
             num_outputs: of the last layer only the outputs of that many tokens, the last ones: `last_hidden_state` is
                 (B, num_outputs, D). They attend to all tokens; what only the others need is not computed.
@@ -205,6 +206,9 @@ class Encoder(nn.Module):
         """
         if num_outputs is not None and (self.is_causal or attention_mask is not None):
             raise ValueError("`num_outputs` needs an encoder without a mask: not causal, `attention_mask=None`.")
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         mask = self._expand_mask(hidden_states, attention_mask, output_attentions)
         all_hidden_states, all_attentions = (hidden_states,) if output_hidden_states else (), ()
         for i, layer in enumerate(self.layers, 1):

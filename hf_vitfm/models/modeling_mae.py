@@ -47,7 +47,7 @@ class MAEForPreTrainingOutput(ModelOutput):
 
 
 class DecoderConfig:
-    """The encoder's configuration as the decoder's layers see it: other sizes, the same everything else.
+    """The encoder's configuration as the decoder's layers see it: other sizes, nothing recorded, else the same.
 
     A view rather than a copy, so that the attention implementation can be changed for both at once.
     """
@@ -58,6 +58,7 @@ class DecoderConfig:
         self.config = config
         self.drop_path_rate = 0.0  # of the encoder
         self.layer_scale_init_value = None
+        self.output_attentions = self.output_hidden_states = False
 
     def __getattr__(self, name: str):
         if name == "config":  # while it is copied or unpickled
@@ -121,12 +122,11 @@ class MAEModel(MAEPreTrainedModel):
             ValueError: if the images do not fit the patches or, without interpolation, the positions; or the noise
                 does not fit the patches.
         """
-        config = self.config
         keep, mask, ids_restore = self.choose_patches(pixel_values, noise)
         encoded = self.encoder(
             self.embeddings(pixel_values, interpolate=bool(interpolate_pos_encoding), keep=keep),
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         return MAEModelOutput(
             last_hidden_state=self.layernorm(encoded.last_hidden_state),
@@ -285,12 +285,16 @@ class MAEForPreTraining(MAEPreTrainedModel):
         )
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error over masked patches (B, M, Q), in float32; of normalised ones with `norm_pix_loss`."""
+        """Mean of `patch_losses` over masked patches."""
+        return self.patch_losses(predicted, target).mean()
+
+    def patch_losses(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Mean squared errors (B, M) of patches (B, M, Q), in float32; of normalised ones with `norm_pix_loss`."""
         precise = torch.promote_types(predicted.dtype, torch.float32)
         predicted, target = predicted.to(precise), target.to(precise)
         if self.config.norm_pix_loss:
             target = normalize_patches(target)
-        return (predicted - target).square().mean()
+        return (predicted - target).square().mean(dim=-1)
 
     def patchify(self, pixel_values: Tensor, indices: Tensor | None = None) -> Tensor:
         """Images (B, channels, height, width) -> patches (B, P, Q), row by row; within a patch row, column, channel.

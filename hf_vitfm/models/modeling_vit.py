@@ -61,12 +61,11 @@ class ViTModel(ViTPreTrainedModel):
         Raises:
             ValueError: if the images do not fit the patches or, without interpolation, the positions.
         """
-        config = self.config
         encoded = self.encoder(
             self.embeddings(pixel_values, interpolate=bool(interpolate_pos_encoding)),
             attention_mask,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         sequence = self.layernorm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(

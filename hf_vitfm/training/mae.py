@@ -84,10 +84,8 @@ class MAETrainer(VisionTrainer):
         is_blank = inputs.pop("is_blank", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, return_logits=True)
-            images = zip(outputs.logits, self.model.patchify(inputs["pixel_values"]), outputs.mask.bool(), strict=True)
-            losses = torch.stack(
-                [self.model.loss(predicted[masked], target[masked]) for predicted, target, masked in images]
-            )
+            errors = self.model.patch_losses(outputs.logits, self.model.patchify(inputs["pixel_values"]))
+            losses = (errors * outputs.mask).sum(dim=1) / outputs.mask.sum(dim=1)
         counts = torch.ones_like(losses, dtype=torch.uint8) if is_blank is None else (~is_blank).to(torch.uint8)
         return None, losses, counts
 
