@@ -1,4 +1,4 @@
-"""What holds in every test: no network, no writing to the user's caches, fixed seeds, few threads."""
+"""What holds in every test: no network, no writing to the user's caches, fixed seeds, one thread."""
 
 import os
 import random
@@ -32,7 +32,7 @@ from tests.process_pool import ProcessPool  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(skips)
     refuse_network()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny shapes gain nothing from a second, and lose much by it beside other programs
 
 
 @pytest.fixture(autouse=True)

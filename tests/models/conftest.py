@@ -7,15 +7,6 @@ from hf_vitfm import ViTForImageClassification
 from tests.tiny import random_images, randomize, tiny_config
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny shapes gain nothing from a second thread, and lose much by it where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def config():
     return tiny_config()

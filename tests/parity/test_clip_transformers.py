@@ -62,15 +62,6 @@ def assert_equal_weights(found, expected):
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny shapes lose by a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 VARIANTS = {
     "plain": {},
     "gelu": {"text": {"hidden_act": "gelu"}, "vision": {"hidden_act": "gelu"}},
