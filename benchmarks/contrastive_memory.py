@@ -11,6 +11,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
@@ -70,9 +71,9 @@ def measure(name: str, pairs: int, dim: int, device: str, threads: int) -> dict:
     return {"loss": loss.item(), "seconds": seconds, "bytes": peak - before}
 
 
-def in_a_fresh_process(*arguments) -> dict:
+def in_a_fresh_process(function: Callable[..., dict], *arguments) -> dict:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+        return pool.submit(function, *arguments).result()
 
 
 def summarize(pairs: int, runs: dict[str, list[dict]]) -> dict:
@@ -141,7 +142,7 @@ def main() -> None:
         for pairs, measured in runs.items():
             for name in list(measured)[:: (-1) ** i]:
                 progress.set_description(f"{name}, {pairs} pairs")
-                measured[name].append(in_a_fresh_process(name, pairs, args.dim, args.device, args.threads))
+                measured[name].append(in_a_fresh_process(measure, name, pairs, args.dim, args.device, args.threads))
                 progress.update()
     progress.close()
     report["cases"] = [summarize(pairs, measured) for pairs, measured in runs.items()]

@@ -7,17 +7,15 @@ import argparse
 import json
 import platform
 import re
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from contrastive_memory import in_a_fresh_process, peak_bytes, resident_bytes
 from tqdm import tqdm
 
 import hf_vitfm
@@ -80,21 +78,6 @@ def measure(kind: str, pairs: int, settings: dict) -> dict:
     seconds = time.perf_counter() - start  # reading the loss has waited for the device
     peak = torch.cuda.max_memory_allocated() if is_cuda else peak_bytes()
     return {"loss": loss, "seconds": seconds, "bytes": peak - before}
-
-
-def resident_bytes() -> int:
-    """What this process holds in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def peak_bytes() -> int:
-    """The most that this process has held in memory since its start."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def in_a_fresh_process(*arguments) -> dict:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 def summarize(pairs: int, runs: dict[str, list[dict]]) -> dict:
@@ -164,7 +147,7 @@ def main() -> None:
         for pairs, measured in runs.items():
             for kind in list(measured)[:: (-1) ** i]:
                 progress.set_description(f"{kind}, {pairs} pairs")
-                measured[kind].append(in_a_fresh_process(kind, pairs, settings))
+                measured[kind].append(in_a_fresh_process(measure, kind, pairs, settings))
                 progress.update()
     progress.close()
     report["cases"] = [summarize(pairs, measured) for pairs, measured in runs.items()]
