@@ -9,12 +9,12 @@ import torch
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch.nn import functional as F
-from transformers import SiglipConfig
 from transformers import CLIPConfig as TheirCLIPConfig
 from transformers import CLIPModel as TheirCLIPModel
+from transformers import SiglipConfig
 from transformers import SiglipModel as TheirSiglipModel
 
-from hf_vitfm import CLIPModel, ZeroShotClassifier, build_transform, evaluate_zero_shot
+from hf_vitfm import ZeroShotClassifier, build_transform, evaluate_zero_shot
 from hf_vitfm.data.decode import BadImageError
 from hf_vitfm.data.order import ImageView
 from hf_vitfm.evaluation.features import extract_features
