@@ -9,13 +9,13 @@ import torch
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch.nn import functional as F
-from transformers import SiglipConfig
 from transformers import CLIPConfig as TheirCLIPConfig
 from transformers import CLIPModel as TheirCLIPModel
+from transformers import SiglipConfig
 from transformers import SiglipModel as TheirSiglipModel
 
-from hf_vitfm import CLIPModel, ZeroShotClassifier, build_transform, evaluate_zero_shot
-from hf_vitfm.data.decode import BadImageError
+from hf_vitfm import ZeroShotClassifier, build_transform, evaluate_zero_shot
+from hf_vitfm.data.decode import BadImageError, decode_image
 from hf_vitfm.data.order import ImageView
 from hf_vitfm.evaluation.features import extract_features
 from hf_vitfm.evaluation.zero_shot import zero_shot_metrics
@@ -84,7 +84,7 @@ def test_float32_weights_are_those_of_open_clip():
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": CONTEXT}
 TOWERS = {
-    "bert": (bert_tokenizer, {"model_type": "bert", "vocab_size": 13}, "mean"),
+    "bert": (bert_tokenizer, {"model_type": "bert", "vocab_size": 13, "eos_token_id": None}, "mean"),
     "gpt2": (gpt2_tokenizer, {"model_type": "gpt2", "vocab_size": 257, "eos_token_id": 256}, "last"),
 }
 
@@ -263,7 +263,9 @@ def test_images_are_transformed_and_decoded_by_other_processes():
     rows = [{"image": encode(noise(40, 36, seed=i)), "label": i % 7} for i in range(9)]
     classifier = ZeroShotClassifier.build(model, clip_tokenizer(), CLASSES, TEMPLATES)
     expected = accuracies(
-        logits_of(model, [{"pixel_values": transform(row["image"])} for row in rows], classifier.weights),
+        logits_of(
+            model, [{"pixel_values": transform(decode_image(row["image"]))} for row in rows], classifier.weights
+        ),
         rows,
     )
     for workers in (0, 1):
@@ -300,7 +302,7 @@ def build_transform_for(size: int):
         (["ox", " "], ["{}"], "that of class 1 is ' '"),
         (["ox", None], ["{}"], "that of class 1 is None"),
         (["ox", "cat", "ox"], ["{}"], "classes 0 and 2 are both 'ox'"),
-        (["ox"], [], r'`templates` must be a list of texts such as "a photo of a {}."; got \[\]'),
+        (["ox"], [], r'`templates` must be a list of texts such as "a photo of a {}."; got []'),
         (["ox"], "{}", "`templates` must be a list"),
         (["ox"], ["{}", "a photo"], "as \"a photo of a {}.\" does; got 'a photo'"),
         (["ox"], ["{} or {}"], "got '{} or {}'"),
