@@ -67,14 +67,16 @@ def load_weights(ours: CLIPModel, theirs: open_clip.CLIP) -> CLIPModel:
     return ours.eval()
 
 
-def tiny_pair(quick_gelu: bool, **fields) -> tuple[CLIPModel, open_clip.CLIP]:
-    theirs = open_clip.CLIP(**TINY, quick_gelu=quick_gelu, **fields)
+def tiny_pair(quick_gelu: bool, pooling: str = "cls", **fields) -> tuple[CLIPModel, open_clip.CLIP]:
+    means = {"pool_type": "avg", "final_ln_after_pool": True} if pooling == "mean" else {}
+    vision = {**TINY["vision_cfg"], **means}
+    theirs = open_clip.CLIP(**{**TINY, "vision_cfg": vision}, quick_gelu=quick_gelu, **fields)
     scalars = {name: value.clone() for name, value in theirs.state_dict().items() if not value.ndim}
     randomize(theirs).load_state_dict(scalars, strict=False)  # the initial temperature
     activation = {"hidden_act": "quick_gelu" if quick_gelu else "gelu"}
     config = CLIPConfig(
         text_config={**TEXT_FIELDS, **activation},
-        vision_config={**VISION_FIELDS, **activation},
+        vision_config={**VISION_FIELDS, **activation, "pooling": pooling},
         projection_dim=24,
         objective="sigmoid" if "init_logit_bias" in fields else "softmax",
     )
@@ -98,13 +100,14 @@ def assert_embeddings_and_logits(ours, theirs, images, tokens):
         torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @activations
 @torch.no_grad()
-def test_embeddings_and_logits_are_equal(quick_gelu):
-    ours, theirs = tiny_pair(quick_gelu)
+def test_embeddings_and_logits_are_equal(quick_gelu, pooling):
+    ours, theirs = tiny_pair(quick_gelu, pooling)
     images, tokens = random_images(5), full_texts(5)
     assert_embeddings_and_logits(ours, theirs, images, tokens)
-    other, _ = tiny_pair(not quick_gelu)
+    other, _ = tiny_pair(not quick_gelu, pooling)
     assert relative_error(other(tokens, images).image_embeds, theirs.encode_image(images, normalize=True)) > 1e-3
 
 

@@ -1,6 +1,7 @@
-"""Pairs that cannot be learnt from: rows are named, long captions cut, shards that end too early refused."""
+"""Pairs that cannot be learnt from: rows are named or left out, long captions cut, shards that end too early refused."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ CONTEXT = 12
 
 
 def make_rows(count: int = 20) -> list[dict]:
-    """Rows with an encoded image and a caption of three words."""
-    captions = [" ".join(WORDS[(i * step) % len(WORDS)] for step in (1, 3, 7)) for i in range(1, count + 1)]
+    """Rows with an encoded image and a caption of three words, each another one."""
+    places = [(i, 3 * i + i // len(WORDS), 7 * i) for i in range(count)]
+    captions = [" ".join(WORDS[place % len(WORDS)] for place in row) for row in places]
+    assert len(set(captions)) == count
     images = [{"bytes": encode(noise(seed=i)), "path": f"{i}.png"} for i in range(count)]
     return [{"image": image, "caption": caption} for image, caption in zip(images, captions, strict=True)]
 
@@ -51,6 +54,26 @@ def test_by_default_a_bad_row_ends_the_run_and_is_named(tmp_path, kind):
         make_trainer(tmp_path, rows).train()
     with pytest.raises(BadImageError, match=name):
         make_trainer(tmp_path, make_rows(), rows).evaluate()
+
+
+@pytest.mark.parametrize("cache", [{}, {"grad_cache_chunk_size": 2}], ids=["at once", "cached"])
+def test_bad_rows_are_skipped_told_and_left_out_of_the_metrics(tmp_path, caplog, cache):
+    rows, good = make_rows(), make_rows()
+    for place, change in zip((2, 5, 11), BAD.values(), strict=True):
+        rows[place] |= change
+    trainer = make_trainer(tmp_path, rows, rows, on_bad_image="skip", max_steps=5, **cache)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+        metrics = trainer.evaluate()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert len(losses) == 5 and all(map(math.isfinite, losses))
+    told = [record.message for record in caplog.records if "were skipped" in record.message]
+    names = "row 2 (2.png), row 5 (5.png), row 11 (x.png)"
+    assert told == [f"3 of 20 images were skipped in {stage}: {names}" for stage in ("training", "evaluation")]
+    expected = trainer.evaluate([row for i, row in enumerate(good) if i not in (2, 5, 11)])
+    for name, value in expected.items():
+        if "recall" in name or "rank" in name:
+            assert metrics[name] == pytest.approx(value), name
 
 
 def test_long_captions_are_cut_before_their_end_token_counted_and_told_once(tmp_path, caplog):
