@@ -18,6 +18,7 @@ from hf_vitfm.training.sweep import SweepArguments
 
 CONFIGS = {f"{path.parts[1]}/{path.stem}": path for path in Path("recipes").glob("*/configs/*.yaml")}
 NO_PAPER = {
+    "clip/margin_embedding",
     "vit/fashion_scratch",
     "vit/folder",
     "mae/quickstart",
