@@ -20,7 +20,7 @@ BAD = {
     "a number": {"caption": 5},
     "no image": {"image": {"bytes": b"no", "path": "x.png"}},
 }
-CONTEXT = 12
+CONTEXT, VOCABULARY = 12, 320  # all of `make_rows` fit
 
 
 def make_rows(count: int = 20) -> list[dict]:
@@ -33,8 +33,8 @@ def make_rows(count: int = 20) -> list[dict]:
 
 
 def make_trainer(directory, rows, eval_rows=None, **options) -> CLIPTrainer:
-    tokenizer = train_tokenizer([row["caption"] for row in make_rows()], vocab_size=280, context_length=CONTEXT)
-    text = {"vocab_size": 280, "max_position_embeddings": CONTEXT, "eos_token_id": tokenizer.eos_token_id}
+    tokenizer = train_tokenizer([row["caption"] for row in make_rows()], vocab_size=VOCABULARY, context_length=CONTEXT)
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "eos_token_id": tokenizer.eos_token_id}
     images = CLIPImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False)
     return CLIPTrainer(
         model=make_model(torch.float32, text=text),
