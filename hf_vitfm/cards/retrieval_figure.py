@@ -69,7 +69,7 @@ def draw_retrieval(
         draw_tile(grid[row, column], image, number)
         _draw_captions(grid[row, column + 1], entry)
     if note:
-        figure.supxlabel(plain_text(note), x=0.02, ha="left", fontsize=8, color=GREY)
+        figure.supxlabel(plain_text(drawable_text(note)), x=0.02, ha="left", fontsize=8, color=GREY)
     return save_figure(figure, path)
 
 

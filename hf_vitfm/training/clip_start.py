@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, CLIPImageProcessor, CLIPProcessor, PreTrainedModel
 
+from ..cards.redact import redact
 from ..conversion import load_image_processor, load_tokenizer
 from ..conversion.files import check_source
 from ..data.samples import find_checkpoint
@@ -76,7 +77,9 @@ class CLIPModelArguments:
     @property
     def base_model(self) -> str | None:
         """What the model card says that the training started from."""
-        return self.checkpoint or " and ".join(filter(None, (self.vision_checkpoint, self.text_checkpoint))) or None
+        towers = [name for name in (self.vision_checkpoint, self.text_checkpoint) if name]
+        # Each by itself, since a path may hold spaces.
+        return self.checkpoint or " and ".join(map(redact, towers)) or None
 
 
 def build_clip(args: CLIPModelArguments, captions: Callable[[], list], smoke: bool) -> tuple[CLIPModel, CLIPProcessor]:
