@@ -74,12 +74,18 @@ class PairArguments(RowArguments):
         """Training rows of `dataset`, evaluation rows of `eval_dataset`."""
         if self.holdout is not None:
             raise ValueError("Give `eval_dataset` or `holdout`, not both.")
-        train = self._open_streams(self._open_split, ())[0] if self.streaming else self._train_rows()
+        if self.streaming:
+            self._check_stream()
+            train = self._open_split(self.train_split)
+        else:
+            train = self._train_rows()
         splits = self._load(self.eval_dataset)
         wanted = (self.eval_split,) if self.eval_split else (*EVALUATION_SPLITS, "train")
         name = next((name for name in wanted if name in splits), None)
         if name is None:
-            raise ValueError(f"{self.eval_dataset!r} has no split {wanted[0]!r}; it has {', '.join(splits)}.")
+            raise ValueError(
+                f"{self.eval_dataset!r} has no split {' or '.join(wanted)}; it has {', '.join(splits)}. Give `eval_split`."
+            )
         return train, splits[name], f"{name} of {self.eval_dataset}"
 
     def _train_rows(self):

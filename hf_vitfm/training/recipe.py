@@ -95,6 +95,13 @@ class RowArguments:
         if self.eval_split is not None and self.holdout is not None:
             raise ValueError("Give `eval_split` or `holdout`, not both.")
 
+    def _check_stream(self) -> None:
+        if self.holdout is not None or self.train_rows is not None:
+            raise ValueError(
+                "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
+                "and give `eval_split`."
+            )
+
     def _divide(self, splits, seed: int, found: str | None, check: Callable | None = None):
         """Training rows, evaluation rows and the name of these; None twice where nothing says which they are.
 
@@ -128,11 +135,7 @@ class RowArguments:
 
     def _open_streams(self, open_split: Callable, found: Sequence[str]):
         """What `_divide` gives, of shards; `found` are the splits that are tried where none is named."""
-        if self.holdout is not None or self.train_rows is not None:
-            raise ValueError(
-                "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
-                "and give `eval_split`."
-            )
+        self._check_stream()
         train = open_split(self.train_split)
         names = found if self.eval_split is None else (self.eval_split,)
         if not names:

@@ -165,6 +165,8 @@ def test_streaming_tars_with_captions_in_text_files(shards, write_config, tmp_pa
         PairArguments(pattern, streaming=True).load(0)
     rows, evaluation, split = PairArguments(pattern, streaming=True, eval_dataset=str(shards)).load(0)
     assert (len(rows), len(evaluation)) == (14, 6) and split.startswith("validation of ")
+    options = {"streaming": True, "eval_dataset": "emoji", "eval_split": "twitter"}
+    assert len(PairArguments(pattern, **options).load(0)[1]) == 1906
 
 
 def test_locked_image_tower_stays_and_any_text_tower_learns(pairs, write_config, tmp_path, no_pictures):
