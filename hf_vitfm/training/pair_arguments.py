@@ -44,8 +44,8 @@ class PairArguments(RowArguments):
         """Load the data: (training rows, evaluation rows, name of the evaluation split).
 
         Evaluated on are, the first that applies: the share `holdout` of the training rows, the split `eval_split`, the
-        split validation, the split test, the share `holdout_if_missing` of the training rows. Rows keep their other
-        columns.
+        split validation, the split test, the share `holdout_if_missing` of the training rows; splits are those of
+        `eval_dataset` if there is one. Rows keep their other columns, those of a stream aside.
 
         Raises:
             ValueError: if there is nothing to evaluate on, or columns are not clear.

@@ -83,5 +83,5 @@ def test_model_is_the_published_one(name, monkeypatch):
     assert model.config.text_config.hidden_act == model.config.vision_config.hidden_act == "quick_gelu"
     images = processor.image_processor
     assert dict(images.size) == {"shortest_edge": 224} and images.crop_size["height"] == 224 and images.resample == 3
-    assert images.image_mean == [0.48145466, 0.4578275, 0.40821073]
-    assert images.image_std == [0.26862954, 0.26130258, 0.27577711]
+    assert list(images.image_mean) == [0.48145466, 0.4578275, 0.40821073]
+    assert list(images.image_std) == [0.26862954, 0.26130258, 0.27577711]
