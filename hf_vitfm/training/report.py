@@ -26,6 +26,9 @@ from .recipe import training_settings
 from .trainer import VisionTrainer
 
 
+_SPEEDS = ("_runtime", "_per_second", "total_flos", "loader_wait")
+
+
 def describe_hardware(args: VisionTrainingArguments) -> str:
     """The devices that a run uses, in words."""
     count = args.world_size * max(1, args.n_gpu)
@@ -82,7 +85,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
 
 
 def write_record(trainer: VisionTrainer, own: dict) -> None:
-    """Write run.json and the model card into the output folder of a trained model.
+    """Write log.json, run.json and the model card into the output folder of a trained model.
 
     Args:
         trainer: after `train()`.
@@ -113,7 +116,14 @@ def write_record(trainer: VisionTrainer, own: dict) -> None:
     }
     record = redact({**record, "command": redact_command(own["command"])})
     create_model_card(directory, run=record)
+    write_log(trainer.state.log_history, directory / "log.json")
     write_text(directory / "run.json", json.dumps(record, indent=2) + "\n")  # last: with it a run counts as finished
+
+
+def write_log(log_history: list[dict], path: Path) -> None:
+    """Write what a run logged, an entry a line; speeds aside, which are the machine's and differ from run to run."""
+    kept = [{name: entry[name] for name in sorted(entry) if not name.endswith(_SPEEDS)} for entry in log_history]
+    write_text(path, "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in kept) + "\n]\n")
 
 
 def draw_history(log_history: list[dict], path: Path, unit: str | None = None) -> None:
