@@ -220,7 +220,7 @@ def _evaluation_series(log_history: Sequence[dict]) -> tuple[dict, dict]:
     losses, scores = {}, {}
     for key in dict.fromkeys(key for entry in log_history for key in entry):
         match = re.fullmatch(rf"eval_(?:(.+?)_)??(loss|{'|'.join(SCORES)})", key)
-        if match is None:
+        if match is None or (match[1] or "").endswith("zero_shot"):  # of zero-shot accuracies one is enough
             continue
         # The shortest name of a set is taken: knn_top1 is a metric, and not top1 of a set "knn".
         name, metric = match[1] or "", match[2]

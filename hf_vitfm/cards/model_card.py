@@ -211,6 +211,13 @@ def _training_images(dataset: dict) -> str:
     return f"{dataset['train_rows']:,}" + (f" ({skipped:,} more could not be read)" if skipped else "")
 
 
+def _images_trained_on(dataset: dict) -> str:
+    """Their number and the name of their set, and its split where that is not called train."""
+    split = dataset.get("train_split", "train")
+    place = "" if split == "train" else f"the split {as_code(split)} of "
+    return f"{dataset['train_rows']:,} images of {place}{as_text(dataset['name'])}"
+
+
 def _data(run: dict) -> str:
     dataset, weights = run["dataset"], run.get("license")
     identifier = f" ({as_code(dataset['id'])})" if dataset["id"] else ", a local folder"
@@ -219,7 +226,7 @@ def _data(run: dict) -> str:
     )
     return (
         "## Data and licences\n\n"
-        f"Trained on {dataset['train_rows']:,} images of {as_text(dataset['name'])}{identifier}. {data_license} "
+        f"Trained on {_images_trained_on(dataset)}{identifier}. {data_license} "
         + (f"The weights are under {as_code(weights)}." if weights else "No licence has been stated for the weights.")
     )
 
@@ -230,7 +237,7 @@ def _limitations(particular: list[str], config: dict, run: dict) -> str:
         f", after what its base model {as_code(run['base_model'])} was trained on." if run["base_model"] else " only."
     )
     first, *others = particular
-    trained = f"It was trained on {dataset['train_rows']:,} images of {as_text(dataset['name'])}{origin}"
+    trained = f"It was trained on {_images_trained_on(dataset)}{origin}"
     points = [first, trained, *others]
     if "image_size" in config:
         points.append(

@@ -38,6 +38,7 @@ class PairArguments(RowArguments):
         if self.smoke:
             return {"name": "Emoji (smoke run)", "id": SMOKE_SAMPLE, "license": "apache-2.0", "credit": SMOKE_CREDIT}
         about = {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
+        about |= {"train_split": self.train_split}
         return about | ({"credit": self.credit} if self.credit else {})
 
     def load(self, seed: int):

@@ -40,6 +40,7 @@ RUN = {key: value for key, value in CLASSIFIER_RUN.items() if key != "per_class"
         "evaluation_rows": 1000,
         "evaluation_captions": 2000,
         "credit": "A, CC-BY",
+        "train_split": "google",
     },
     "zero_shot": {"dataset": "the evaluation set", "rows": 1000, "classes": 9, "templates": ["a photo of {}"]},
 }
@@ -85,6 +86,7 @@ def test_card_states_the_facts_of_the_files(write_run):
         "| Image size, pixels | 32x32 |  |",
         "| Tokens of the vocabulary |  | 300 |",
         "The images shown: A, CC-BY.",
+        "images of the split `google` of ",
         "cut, 1,234 times in the run",
         "rounded to half precision",
         "Radford, Alec",

@@ -57,6 +57,12 @@ def test_curves_of_unusual_histories_are_drawn(tmp_path, log):
     assert min(picture_size(draw_curves(log, tmp_path / "curves.png"))) > 400
 
 
+def test_of_zero_shot_accuracies_the_first_is_drawn():
+    metrics = {f"eval_zero_shot_{name}": 0.5 for name in ("top1", "top5", "mean_per_class")}
+    _, scores = figures._evaluation_series([{**metrics, "eval_top5": 0.7, "step": 1}])
+    assert set(scores) == {("zero_shot_top1", ""), ("top5", "")}
+
+
 @pytest.mark.parametrize("log", [[], [{"train_runtime": 1.0, "step": 3}]])
 def test_curves_of_nothing_are_an_error(tmp_path, log):
     assert not has_curves(log)
