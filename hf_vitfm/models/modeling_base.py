@@ -212,11 +212,30 @@ class VitfmPreTrainedModel(PreTrainedModel):
             )
         if info["mismatched_keys"] and not allow_mismatch:
             raise WeightMismatchError(_describe_mismatch(source, info["mismatched_keys"]))
+        if info["missing_keys"]:
+            cls._refuse_half(source, model, saved, info["missing_keys"])
         model.name_or_path = model.config._name_or_path = str(source)
         if image_size is not None:
             model.resize_position_embeddings(image_size)
         cls._freeze_tables(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _refuse_half(cls, source, model, saved: dict, missing) -> None:
+        """Refuse a checkpoint that lacks weights which the saved configuration calls for.
+
+        Weights that only the overrides of this load call for are new, and so is a head on a checkpoint without one.
+        """
+        with torch.device("meta"), init.no_init_weights():
+            expected = set(cls(cls.config_class.from_dict(saved)).state_dict())
+        if model.base_model is not model and cls.__name__ not in (saved.get("architectures") or ()):
+            expected = {name for name in expected if name.startswith(f"{cls.base_model_prefix}.")}
+        lost = sorted(expected & set(missing))
+        if lost:
+            raise ValueError(
+                f"{len(lost)} weights are missing in {str(source)!r}: {', '.join(lost[:5])}. The files are damaged or "
+                "their configuration belongs to others; fetch them again."
+            )
 
     @staticmethod
     def _freeze_tables(model) -> None:
