@@ -5,6 +5,7 @@ import logging
 from torch import Tensor
 
 from .detect import detect
+from .limits import check_layers, check_size, count_values
 from .source import Source
 
 
@@ -33,6 +34,7 @@ def read_checkpoint(
     found = detect(Source(source, **where), source_format, model_class)
     saved = found.candidate.config
     state_dict = found.candidate.state_dict()
+    check_layers(saved, len(state_dict))
     try:
         config, state_dict = found.format.reader(model_class)(model_class, saved, state_dict)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
@@ -48,5 +50,6 @@ def read_checkpoint(
             f"{len(whole)} weights of {str(source)!r} are not floating-point numbers: {', '.join(whole[:5])}. The file is "
             "damaged, or quantised in a way that is not read; use the unquantised weights."
         )
+    check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
     return ({**config, "dtype": dtype} if dtype else config), state_dict
