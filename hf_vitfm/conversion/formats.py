@@ -74,9 +74,11 @@ def _files(write: Callable) -> Callable:
     return write_files
 
 
-def _transformers(model_type: str, readers: dict, write: Callable | None = None, *ours: type) -> Format:
+def _transformers(
+    model_type: str, readers: dict, write: Callable | None = None, *ours: type, notes: Callable | None = None
+) -> Format:
     writers = {config.model_type: _files(write) for config in ours}
-    return Format(TRANSFORMERS, (model_type,), readers=readers, writers=writers)
+    return Format(TRANSFORMERS, (model_type,), readers=readers, writers=writers, notes=notes)
 
 
 def _own(config: type, readers: dict) -> Format:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 
 import torch
-from transformers import initialization as init
 
+from .files import INDEX_FILES, SINGLE_FILES
 from .source import Source
 
 
@@ -62,8 +62,7 @@ def check_size(model_class: type, fields: dict, num_values: int) -> None:
     """
     try:
         config = model_class.config_class.from_dict(fields)
-        with torch.device("meta"), init.no_init_weights():
-            size = sum(parameter.numel() for parameter in model_class(config).parameters())
+        size = sum(parameter.numel() for parameter in model_class.on_meta_device(config).parameters())
     except ValueError:
         raise
     except Exception as error:  # what a wrong value of some field raises depends on who uses it first
@@ -92,10 +91,10 @@ def check_checkpoint(model_class: type, source, saved: dict, **where) -> None:
     """
     if saved.get("quantization_config"):
         return  # weights are packed
-    try:
-        shapes = Source(source, **where).candidates()[0].weights().shapes
-    except FileNotFoundError:
-        return  # adapters, variants: transformers knows more names of files
+    place = Source(source, **{**where, "force_download": False})  # the loading that follows does that
+    if not any(map(place.find, SINGLE_FILES + INDEX_FILES)):
+        return  # adapters, variants: transformers knows more names of files, and says it if there is none
+    shapes = place.weights(SINGLE_FILES + INDEX_FILES).shapes
     check_config(saved, len(shapes))
     check_size(model_class, saved, count_values(shapes))
 

@@ -95,6 +95,7 @@ class Source:
         self.file = Path(name) if os.path.isfile(name) else None
         self.folder = self.name if self.file is None else str(self.file.parent)
         self._is_hub = not os.path.isdir(self.folder)
+        self._paths: dict[str, str | None] = {}
         self._weights: dict[tuple, Weights] = {}
 
     def candidates(self) -> list[Candidate]:
@@ -116,6 +117,11 @@ class Source:
         Raises:
             OSError: if the repository is gated, private or not there.
         """
+        if file_name not in self._paths:
+            self._paths[file_name] = self._find(file_name)
+        return self._paths[file_name]
+
+    def _find(self, file_name: str) -> str | None:
         try:
             return cached_file(
                 self.folder,

@@ -156,6 +156,12 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 module.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
 
     @classmethod
+    def on_meta_device(cls, config):
+        """A model of shapes without values, which takes no memory."""
+        with torch.device("meta"), init.no_init_weights(), init.meta_device_safe_creation_ops():
+            return cls(config)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Load a model from a Hub id, a folder or a weight file, ours or a foreign format that `hf_vitfm.conversion` reads.
 
@@ -223,8 +229,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
 
         Weights that only the overrides of this load call for are new, and so is a head on a checkpoint without one.
         """
-        with torch.device("meta"), init.no_init_weights():
-            expected = set(cls(cls.config_class.from_dict(saved)).state_dict())
+        expected = set(cls.on_meta_device(cls.config_class.from_dict(saved)).state_dict())
         if model.base_model is not model and cls.__name__ not in (saved.get("architectures") or ()):
             expected = {name for name in expected if name.startswith(f"{cls.base_model_prefix}.")}
         lost = sorted(expected & set(missing))
