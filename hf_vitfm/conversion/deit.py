@@ -17,6 +17,7 @@ from .timm_names import (
     block_rules,
     encoder_fields,
     image_and_prefix,
+    is_plain_but_for,
     require_shape,
     shapes_of,
 )
@@ -29,9 +30,12 @@ _HEADS = ("classifier.", "distillation_classifier.")
 
 def matches(config: Mapping, keys: Collection[str]) -> bool:
     """Whether names are those of such a classifier."""
-    if config or not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(keys):
-        return False
-    return "norm.weight" in keys and ("head.weight" in keys or "dist_token" in keys or "blocks.0.gamma_1" in keys)
+    own = r"dist_token|head_dist\..*|blocks\.\d+\.gamma_[12]"
+    return (
+        not config
+        and is_plain_but_for(own, keys)
+        and ("head.weight" in keys or "dist_token" in keys or "blocks.0.gamma_1" in keys)
+    )
 
 
 def _prefixes(shapes: Mapping) -> list[int]:

@@ -12,13 +12,13 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_mae, transformers_vit
+from . import transformers_clip, transformers_deit, transformers_mae, transformers_vit
 
 
 OURS, TRANSFORMERS = "hf_vitfm", "transformers"
 # Modules that describe a format by NAME, matches, READERS, WRITERS and the like, in the order of preference. A source
 # that several formats match is read by the first.
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("mae_original", "deit", "jax")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ def _files(write: Callable) -> Callable:
     return write_files
 
 
-def _transformers(model_type: str, readers: dict, write: Callable | None = None, *ours: type) -> Format:
+def _transformers(
+    model_type: str, readers: dict, write: Callable | None = None, *ours: type, notes: Callable | None = None
+) -> Format:
     writers = {config.model_type: _files(write) for config in ours}
-    return Format(TRANSFORMERS, (model_type,), readers=readers, writers=writers)
+    return Format(TRANSFORMERS, (model_type,), readers=readers, writers=writers, notes=notes)
 
 
 def _own(config: type, readers: dict) -> Format:
@@ -121,12 +123,21 @@ FORMATS = (
         {ViTPreTrainedModel: transformers_vit.read},
         transformers_vit.write,
         VitfmViTConfig,
+        notes=transformers_vit.notes,
+    ),
+    _transformers(  # after "vit", which writes what both can hold
+        transformers_deit.MODEL_TYPE,
+        {ViTPreTrainedModel: transformers_deit.read},
+        transformers_deit.write,
+        VitfmViTConfig,
+        notes=transformers_deit.notes,
     ),
     _transformers(
         transformers_mae.MODEL_TYPE,
         {MAEPreTrainedModel: transformers_mae.read, ViTPreTrainedModel: transformers_mae.read_encoder},
         transformers_mae.write,
         VitfmMAEConfig,
+        notes=transformers_mae.notes,
     ),
     _transformers(
         transformers_clip.MODEL_TYPE,

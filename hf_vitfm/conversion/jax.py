@@ -14,7 +14,7 @@ from transformers.image_utils import PILImageResampling
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
 from .imagenet_processor import VIT_PROCESSORS
-from .limits import refuse_oblong, refuse_other
+from .refusals import refuse_oblong, refuse_other
 from .rules import Rule, to_ours, to_theirs
 from .timm_names import count_layers, require_shape, shapes_of, square_grid
 

@@ -12,7 +12,7 @@ from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_mae import MAEModel, MAEPreTrainedModel
 from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
 from .imagenet_processor import resize_and_crop
-from .limits import refuse_oblong, refuse_other
+from .refusals import refuse_oblong, refuse_other
 from .rules import Rule, to_ours, to_theirs, with_bias
 from .timm_names import (
     EMBEDDING_RULES,
@@ -21,7 +21,7 @@ from .timm_names import (
     count_layers,
     encoder_fields,
     image_and_prefix,
-    num_heads,
+    is_plain_but_for,
     require_shape,
     shapes_of,
 )
@@ -49,11 +49,11 @@ def matches(config: Mapping, keys: Collection[str]) -> bool:
 
     A classifier on its class token has the names of a DeiT, which is the same in all but the name.
     """
-    if config or not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(keys):
-        return False
-    if "dist_token" in keys or "blocks.0.gamma_1" in keys:
-        return False
-    return "fc_norm.weight" in keys or "decoder_pos_embed" in keys or "head.weight" not in keys
+    return (
+        not config
+        and is_plain_but_for(r"fc_norm\..*|decoder_.*|mask_token", keys)
+        and ("fc_norm.weight" in keys or "decoder_pos_embed" in keys or "head.weight" not in keys)
+    )
 
 
 def _encoder_rules(is_mean: bool, has_head: bool) -> list[Rule]:
@@ -132,7 +132,7 @@ def _decoder_fields(shapes: Mapping[str, Sequence[int]]) -> dict:
     return {
         "decoder_hidden_size": width,
         "decoder_num_hidden_layers": count_layers(shapes, r"decoder_blocks\.(\d+)\."),
-        "decoder_num_attention_heads": num_heads(width, "decoder_num_attention_heads", _DECODER_HEADS),
+        "decoder_num_attention_heads": _DECODER_HEADS.get(width),
         "decoder_intermediate_size": require_shape(shapes, "decoder_blocks.0.mlp.fc1.weight", 2)[0],
     }
 

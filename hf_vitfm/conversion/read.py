@@ -1,6 +1,7 @@
 """Reading a checkpoint of any format as one of our models."""
 
 import logging
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(
-    model_class: type, source, source_format: str | None = None, **where
+    model_class: type, source, source_format: str | None = None, given: Mapping | None = None, **where
 ) -> tuple[dict, dict[str, Tensor]]:
     """Read a checkpoint that is not a folder or repository of this class's own format.
 
@@ -20,6 +21,7 @@ def read_checkpoint(
         model_class: our class that is to be built.
         source: folder, weight file or Hub id.
         source_format: name of the format, where the source has several or is not recognised.
+        given: fields of our configuration that replace what the source says, for those that it does not say.
         **where: `revision`, `token`, `subfolder`, ... as `from_pretrained` takes them.
 
     Returns:
@@ -42,6 +44,7 @@ def read_checkpoint(
             f"{str(source)!r} looks like {found.format.name}'s format, and its configuration or weights are not as that "
             f"has them ({type(error).__name__}: {reason}). The files are damaged or of another kind."
         ) from error
+    config = _filled_in(config, given or {})
     whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
     if whole:
         raise ValueError(
@@ -50,3 +53,16 @@ def read_checkpoint(
         )
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
     return ({**config, "dtype": dtype} if dtype else config), state_dict
+
+
+def _filled_in(config: dict, given: Mapping) -> dict:
+    """A configuration with what weights alone do not tell: no shape depends on the number of heads."""
+    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        if name in config and config[name] is None:
+            if given.get(name) is None:
+                raise ValueError(
+                    f"The weights do not tell `{name}`, and no published model has their width. Pass it: "
+                    f"`from_pretrained(..., {name}=...)`."
+                )
+            config = {**config, name: given[name]}
+    return config

@@ -1,15 +1,12 @@
 """How timm names a ViT's tensors, as the code of MAE and DeiT that grew from it does, and what their shapes tell."""
 
-import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..models.configuration_base import VARIANTS
 from .rules import Rule, with_bias
 
-
-logger = logging.getLogger(__name__)
 
 EMBEDDING_RULES = [
     Rule("embeddings.cls_token", ("cls_token",)),
@@ -17,9 +14,12 @@ EMBEDDING_RULES = [
     *with_bias("embeddings.patch_embeddings.projection", "patch_embed.proj"),
 ]
 
+_PLAIN = re.compile(
+    r"cls_token|pos_embed|(patch_embed\.proj|norm|head|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
+)
 HEADS_NOTE = "The number of heads is not in the file; it is that of the published model of this width."
-# By width; 512 is DeiT III's medium model.
-_HEADS = {**{sizes["hidden_size"]: sizes["num_attention_heads"] for sizes in VARIANTS.values()}, 512: 8}
+# The published models' by width, for no tensor's shape tells them; 512 is DeiT III's medium model.
+HEADS = {**{sizes["hidden_size"]: sizes["num_attention_heads"] for sizes in VARIANTS.values()}, 512: 8}
 
 
 def block_rules(ours: str, theirs: str, layer_scale: str | None = None) -> list[Rule]:
@@ -41,6 +41,19 @@ def block_rules(ours: str, theirs: str, layer_scale: str | None = None) -> list[
     if layer_scale is not None:
         rules += [Rule(f"{ours}.layer_scale{n}.weight", (f"{theirs}.{layer_scale}{n}",)) for n in (1, 2)]
     return rules
+
+
+def is_plain_but_for(pattern: str, names: Collection[str]) -> bool:
+    """Whether names are those of a ViT that MAE and DeiT build upon, apart from some of their own.
+
+    timm's newer models have more: other norms, registers, gates.
+
+    Args:
+        pattern: a regular expression that names of their own match.
+        names: names of tensors.
+    """
+    needed = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"}
+    return needed <= set(names) and all(_PLAIN.fullmatch(name) or re.fullmatch(pattern, name) for name in names)
 
 
 def require_shape(shapes: Mapping[str, Sequence[int]], name: str, ndim: int) -> tuple[int, ...]:
@@ -69,27 +82,6 @@ def square_grid(num_patches: int) -> int | None:
     """Side of a square grid of so many patches, None if there is none."""
     side = math.isqrt(num_patches) if num_patches > 0 else 0
     return side if side and side * side == num_patches else None
-
-
-def num_heads(width: int, field: str = "num_attention_heads", published: Mapping | None = None) -> int:
-    """The number of heads that a file of weights does not hold: that of the published models.
-
-    Args:
-        width: width of the layers.
-        field: name of the number in our configuration.
-        published: heads by width, by default those of ViT and DeiT.
-
-    Returns:
-        The number; 0 for a width that no published model has, which the configuration refuses if it is not given.
-    """
-    heads = (_HEADS if published is None else published).get(width, 0)
-    if not heads:
-        logger.warning(
-            "A file of weights does not say how many heads attention has, and no published model is %d wide: pass `%s`.",
-            width,
-            field,
-        )
-    return heads
 
 
 def image_and_prefix(shapes: Mapping[str, Sequence[int]], prefixes: Sequence[int]) -> tuple[int, int]:
@@ -122,7 +114,8 @@ def encoder_fields(shapes: Mapping[str, Sequence[int]], prefixes: Sequence[int])
         prefixes: see `image_and_prefix`.
 
     Returns:
-        Fields of our configuration, and the number of rows before the positions of the patches.
+        Fields of our configuration, and the number of rows before the positions of the patches. `num_attention_heads`
+        is None for a width that no published model has: then it has to be given.
 
     Raises:
         ValueError: if tensors are missing, or have other shapes than in a ViT of square images.
@@ -132,7 +125,7 @@ def encoder_fields(shapes: Mapping[str, Sequence[int]], prefixes: Sequence[int])
     fields = {
         "hidden_size": width,
         "num_hidden_layers": count_layers(shapes, r"blocks\.(\d+)\."),
-        "num_attention_heads": num_heads(width),
+        "num_attention_heads": HEADS.get(width),
         "intermediate_size": require_shape(shapes, "blocks.0.mlp.fc1.weight", 2)[0],
         "image_size": image_size,
         "patch_size": patch_size,

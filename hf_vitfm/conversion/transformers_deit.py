@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.modeling_vit import ViTModel
 from . import transformers_vit
-from .limits import refuse_other
+from .refusals import refuse_other
 from .rules import Rule, to_ours, to_theirs, with_bias
 
 

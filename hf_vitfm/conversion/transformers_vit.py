@@ -134,7 +134,7 @@ def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
         if getattr(config, name) != value:
             raise ValueError(
                 f"transformers' ViT cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "
-                "Save the model with `save_pretrained`, in this library's own format."
+                'Save the model with `save_pretrained`, in this library\'s own format, or export it with `format="timm"`.'
             )
 
 

@@ -184,7 +184,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
         saved = cls._saved_config(source, where)
         foreign = source_format is not None or saved.get("model_type") != cls.config_class.model_type
         if foreign:
-            saved, state_dict = cls._conversion().read_checkpoint(cls, source, source_format, **where)
+            given = {**({} if config is None else config.to_dict()), **overrides}
+            saved, state_dict = cls._conversion().read_checkpoint(cls, source, source_format, given, **where)
         if config is None:
             config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
