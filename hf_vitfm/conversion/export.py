@@ -1,5 +1,6 @@
 """Writing our models in foreign formats."""
 
+import json
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -7,7 +8,7 @@ from safetensors.torch import save_file
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
-from . import transformers_clip, transformers_mae, transformers_vit
+from . import timm, transformers_clip, transformers_dinov2, transformers_mae, transformers_vit
 
 
 WRITERS = {
@@ -16,6 +17,8 @@ WRITERS = {
     ("transformers", VitfmCLIPVisionConfig.model_type): transformers_clip.write,
     ("transformers", VitfmMAEConfig.model_type): transformers_mae.write,
     ("transformers", VitfmViTConfig.model_type): transformers_vit.write,
+    (transformers_dinov2.NAME, VitfmViTConfig.model_type): transformers_dinov2.write,
+    (timm.NAME, VitfmViTConfig.model_type): timm.write,
 }
 
 
@@ -25,7 +28,8 @@ def export_checkpoint(model, directory, format: str = "transformers") -> Path:
     Args:
         model: one of our models.
         directory: where to write; made if absent. Files of the same names are replaced.
-        format: "transformers".
+        format: "transformers", "dinov2" (transformers' classes of that name, which hold LayerScale and registers) or
+            "timm".
 
     Returns:
         The directory.
@@ -41,9 +45,14 @@ def export_checkpoint(model, directory, format: str = "transformers") -> Path:
             f"`format` must be one of {', '.join(known)} and the model one of this library's; got {format!r} and "
             f"{type(model).__name__}."
         )
-    config, state_dict = writer(model)
+    written = writer(model)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(written, dict):
+        (directory / "config.json").write_text(json.dumps(written["config.json"], indent=2), encoding="utf-8")
+        save_file(written["model.safetensors"], directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+    config, state_dict = written
     config.dtype = next(iter(state_dict.values())).dtype
     save_file(state_dict, directory / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(directory)

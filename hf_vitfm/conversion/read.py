@@ -6,7 +6,7 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_mae, transformers_vit
+from . import timm, transformers_clip, transformers_dinov2, transformers_mae, transformers_vit
 from .files import read_state_dict
 
 
@@ -16,6 +16,9 @@ READERS = {
         transformers_vit.MODEL_TYPE: transformers_vit.read,
         transformers_mae.MODEL_TYPE: transformers_mae.read_encoder,
         transformers_mae.OUR_MODEL_TYPE: transformers_mae.read_our_encoder,
+        transformers_dinov2.MODEL_TYPE: transformers_dinov2.read,
+        transformers_dinov2.REGISTERS_MODEL_TYPE: transformers_dinov2.read,
+        "timm_wrapper": timm.read,  # what transformers takes every config.json of timm for
     },
     MAEPreTrainedModel: {transformers_mae.MODEL_TYPE: transformers_mae.read},
     CLIPModel: {transformers_clip.MODEL_TYPE: transformers_clip.read},
