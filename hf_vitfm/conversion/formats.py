@@ -12,13 +12,13 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_deit, transformers_mae, transformers_vit
+from . import transformers_clip, transformers_deit, transformers_dinov2, transformers_mae, transformers_vit
 
 
 OURS, TRANSFORMERS = "hf_vitfm", "transformers"
 # Modules that describe a format by NAME, matches, READERS, WRITERS and the like, in the order of preference. A source
 # that several formats match is read by the first.
-MODULES: tuple[str, ...] = ("mae_original", "deit", "jax")
+MODULES: tuple[str, ...] = ("mae_original", "deit", "jax", "timm")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _described(name: str) -> Format:
         getattr(module, "WRITERS", {}),
         getattr(module, "image_processor", None),
         getattr(module, "tokenizer", None),
-        getattr(module, "notes", None),
+        getattr(module, "notes", getattr(module, "NOTES", None)),
     )
 
 
@@ -149,5 +149,12 @@ FORMATS = (
     ),
     _transformers(transformers_clip.TEXT_MODEL_TYPE, {CLIPTextPreTrainedModel: transformers_clip.read_tower}),
     _transformers(transformers_clip.VISION_MODEL_TYPE, {CLIPVisionPreTrainedModel: transformers_clip.read_tower}),
+    Format(
+        transformers_dinov2.NAME,
+        (transformers_dinov2.MODEL_TYPE, transformers_dinov2.REGISTERS_MODEL_TYPE),
+        readers={ViTPreTrainedModel: transformers_dinov2.read},
+        writers={VitfmViTConfig.model_type: _files(transformers_dinov2.write)},
+        notes=transformers_dinov2.NOTES,
+    ),
     *(_described(name) for name in MODULES),
 )

@@ -122,7 +122,7 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
     """
     config = model.config
     required = {"num_register_tokens": 0, "layer_scale_init_value": None, "position_embedding_type": "sincos"}
-    for name, value in {**required, "masking": "random"}.items():
+    for name, value in {**required, "use_gated_mlp": False, "masking": "random"}.items():
         if getattr(config, name) != value:
             raise ValueError(
                 f"transformers' ViTMAE cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "

@@ -127,6 +127,9 @@ def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
         "num_register_tokens": 0,
         "use_distillation_token": False,
         "layer_scale_init_value": None,
+        "use_gated_mlp": False,
+        "use_pre_norm": False,
+        "final_norm": None,
     }
     if not is_base:
         required["representation_size"] = None
