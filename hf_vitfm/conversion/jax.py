@@ -132,7 +132,7 @@ def _to_torch(name: str, tensor: Tensor) -> Tensor:
 
 def _to_flax(name: str, tensor: Tensor, num_heads: int) -> Tensor:
     """The inverse of `_to_torch`."""
-    attention, _, rest = name.partition("/MultiHeadDotProductAttention_1/")
+    _, _, rest = name.partition("/MultiHeadDotProductAttention_1/")
     part, _, kind = rest.rpartition("/") if rest else ("", "", name.rsplit("/", 1)[-1])
     if kind == "bias":
         return tensor.unflatten(0, (num_heads, -1)) if part in ("query", "key", "value") else tensor
