@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from .detect import detect
+from .limits import check_layers, check_size, count_values
 from .source import Source
 
 
@@ -35,6 +36,7 @@ def read_checkpoint(
     found = detect(Source(source, **where), source_format, model_class)
     saved = found.candidate.config
     state_dict = found.candidate.state_dict()
+    check_layers(saved, len(state_dict))
     try:
         config, state_dict = found.format.reader(model_class)(model_class, saved, state_dict)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
@@ -44,19 +46,28 @@ def read_checkpoint(
             f"{str(source)!r} looks like {found.format.name}'s format, and its configuration or weights are not as that "
             f"has them ({type(error).__name__}: {reason}). The files are damaged or of another kind."
         ) from error
-    config = _filled_in(config, given or {})
+    config = filled_in(config, given or {})
     whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
     if whole:
         raise ValueError(
             f"{len(whole)} weights of {str(source)!r} are not floating-point numbers: {', '.join(whole[:5])}. The file is "
             "damaged, or quantised in a way that is not read; use the unquantised weights."
         )
+    check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
     return ({**config, "dtype": dtype} if dtype else config), state_dict
 
 
-def _filled_in(config: dict, given: Mapping) -> dict:
-    """A configuration with what weights alone do not tell: no shape depends on the number of heads."""
+def filled_in(config: dict, given: Mapping) -> dict:
+    """A configuration with what weights alone do not tell: no shape depends on the number of heads.
+
+    Args:
+        config: fields of our configuration; None stands for a number that is not known.
+        given: fields that the caller gave.
+
+    Raises:
+        ValueError: if a number is neither known nor given.
+    """
     for name in ("num_attention_heads", "decoder_num_attention_heads"):
         if name in config and config[name] is None:
             if given.get(name) is None:
