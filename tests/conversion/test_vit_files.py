@@ -18,6 +18,8 @@ from hf_vitfm import (
     export_checkpoint,
     load_image_processor,
 )
+from hf_vitfm.conversion.describe import describe
+from hf_vitfm.conversion.verify import verify
 from tests.tiny import FIELDS, MAE_FIELDS, random_images, randomize, tiny_config, tiny_mae
 
 
@@ -89,6 +91,21 @@ def test_npz_is_written_for_timm_and_read_again(tmp_path):
     assert_same_logits(ViTForImageClassification.from_pretrained(file), model)
     processor = load_image_processor(file, image_size=48)
     assert dict(processor.size) == {"height": 48, "width": 48} and list(processor.image_mean) == [0.5] * 3
+
+
+def test_files_are_described_and_verified_without_a_library_that_opens_them(tmp_path):
+    mae = tiny_mae(intermediate_size=64, decoder_intermediate_size=48, mask_ratio=0.5)
+    vit = ViTForImageClassification(tiny_config(hidden_act="gelu_pytorch_tanh"))
+    for model, name in ((mae, "mae"), (randomize(vit), "jax")):
+        found = verify(model, export_checkpoint(model, tmp_path / name, format=name), name)
+        assert found.largest == 0 and found.scale > 0.1
+    description = describe(tmp_path / "jax" / "model.npz")
+    assert (description.found.format.name, description.missing, description.unused) == ("jax", [], [])
+    assert any("antialiasing" in note for note in description.notes)
+    with pytest.raises(
+        ValueError, match="looks like mae's format and cannot be read: .*do not tell `num_attention_head"
+    ):
+        describe(tmp_path / "mae")
 
 
 def test_hybrid_is_refused_as_such(tmp_path):
