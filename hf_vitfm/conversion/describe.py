@@ -9,12 +9,15 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .detect import MODEL_CLASSES, Detected, detect
+from .limits import check_config
 from .read import filled_in
 from .source import Source
 
 
 # The classes that take most of a checkpoint first; of those that lack equally little, the first describes it.
-_BY_SIZE = sorted(MODEL_CLASSES, key=lambda model_class: model_class.__name__ in ("ViTModel", "MAEModel"))
+_BY_SIZE = sorted(
+    MODEL_CLASSES, key=lambda known: (known.__name__ in ("ViTModel", "MAEModel"), known.__name__[:3] != "MAE")
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,12 @@ def describe(source, source_format: str | None = None, **where) -> Description:
     place = Source(source, **where)
     found = detect(place, source_format)
     config, shapes = found.candidate.config, dict(found.candidate.shapes)
+    check_config(config, len(shapes))
     readings, problems = [], []
     for model_class in sorted(found.model_classes, key=_BY_SIZE.index):
         try:
             readings.append(_read(found, model_class, shapes))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # readers take files to be whole; what a damaged one raises has no end
             problems.append(error)
     if not readings:
         raise ValueError(f"{str(source)!r} looks like {found.format.name}'s format and cannot be read: {problems[0]}")

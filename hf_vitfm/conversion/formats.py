@@ -35,7 +35,7 @@ class Format:
         writers: our `model_type` -> writer(model, image_processor) -> content by file name: dictionaries for JSON
             files, state dicts for weight files.
         image_processor: (configuration, shapes) -> transformers' image processor; None if the files have one.
-        tokenizer: configuration -> transformers' tokenizer; None if the files have one.
+        tokenizer: (configuration, **arguments of the download) -> transformers' tokenizer; None if the files have one.
         notes: (configuration, shapes) -> sentences on how the file differs from how its weights were trained.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from .detect import detect
-from .limits import check_layers, check_size, count_values
+from .limits import check_config, check_size, count_values
 from .source import Source
 
 
@@ -36,10 +36,12 @@ def read_checkpoint(
     found = detect(Source(source, **where), source_format, model_class)
     saved = found.candidate.config
     state_dict = found.candidate.state_dict()
-    check_layers(saved, len(state_dict))
+    check_config(saved, len(state_dict))
     try:
         config, state_dict = found.format.reader(model_class)(model_class, saved, state_dict)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:
         # A reader takes files to be as their library writes them; the ways in which they can be damaged have no end.
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -53,9 +55,10 @@ def read_checkpoint(
             f"{len(whole)} weights of {str(source)!r} are not floating-point numbers: {', '.join(whole[:5])}. The file is "
             "damaged, or quantised in a way that is not read; use the unquantised weights."
         )
-    check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
-    return ({**config, "dtype": dtype} if dtype else config), state_dict
+    config = {**config, "dtype": dtype} if dtype else config
+    check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
+    return config, state_dict
 
 
 def filled_in(config: dict, given: Mapping) -> dict:

@@ -257,12 +257,18 @@ class VitfmPreTrainedModel(PreTrainedModel):
         """The source's config.json as a dictionary, {} where it has none."""
         if os.path.isfile(source):
             return {}
+        damaged = f"config.json of {str(source)!r} holds no JSON object. Fetch it again."
         try:
-            return cls.config_class.get_config_dict(source, **where)[0]
+            saved = cls.config_class.get_config_dict(source, **where)[0]
         except OSError:
             if os.path.isfile(os.path.join(source, where.get("subfolder") or "", "config.json")):
                 raise
             return {}  # of a foreign format, or not there, which the package for those says
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise OSError(damaged) from error
+        if not isinstance(saved, dict):
+            raise OSError(damaged)
+        return saved
 
     @classmethod
     def _conversion(cls):

@@ -140,7 +140,10 @@ def test_wrong_values_in_a_configuration_are_errors_or_do_not_matter(originals, 
     for value in random.Random(field).sample(BAD_VALUES, 3):
         (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
         model = load_or_fail_clearly(tmp_path)
-        assert model is None or changed_numbers(model, expected) == 0, value
+        if field == "num_labels" and value == 0:  # a model without a head, in both libraries
+            assert model is None or not list(model.classifier.parameters())
+        else:
+            assert model is None or changed_numbers(model, expected) == 0, value
 
 
 def test_damaged_npz_is_an_error_or_changes_no_more_than_its_numbers(tmp_path):
