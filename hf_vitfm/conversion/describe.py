@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from .detect import MODEL_CLASSES, Detected, detect
 from .limits import check_config
+from .read import filled_in
 from .source import Source
 
 
@@ -74,7 +75,7 @@ def _read(found: Detected, model_class: type, shapes: dict[str, tuple]) -> tuple
     """(model, missing, unused, mismatched) of one class, all on the meta device."""
     theirs = {name: torch.empty(shape, device="meta", requires_grad=True) for name, shape in shapes.items()}
     fields, ours = found.format.reader(model_class)(model_class, found.candidate.config, dict(theirs))
-    model = model_class.on_meta_device(model_class.config_class.from_dict(fields))
+    model = model_class.on_meta_device(model_class.config_class.from_dict(filled_in(fields, {})))
     ours = _as_named_by(model, ours)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     mismatched = [

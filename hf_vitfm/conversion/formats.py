@@ -12,13 +12,13 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_mae, transformers_vit
+from . import transformers_clip, transformers_deit, transformers_dinov2, transformers_mae, transformers_vit
 
 
 OURS, TRANSFORMERS = "hf_vitfm", "transformers"
 # Modules that describe a format by NAME, matches, READERS, WRITERS and the like, in the order of preference. A source
 # that several formats match is read by the first.
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("mae_original", "deit", "jax", "timm")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _described(name: str) -> Format:
         getattr(module, "WRITERS", {}),
         getattr(module, "image_processor", None),
         getattr(module, "tokenizer", None),
-        getattr(module, "notes", None),
+        getattr(module, "notes", getattr(module, "NOTES", None)),
     )
 
 
@@ -123,12 +123,21 @@ FORMATS = (
         {ViTPreTrainedModel: transformers_vit.read},
         transformers_vit.write,
         VitfmViTConfig,
+        notes=transformers_vit.notes,
+    ),
+    _transformers(  # after "vit", which writes what both can hold
+        transformers_deit.MODEL_TYPE,
+        {ViTPreTrainedModel: transformers_deit.read},
+        transformers_deit.write,
+        VitfmViTConfig,
+        notes=transformers_deit.notes,
     ),
     _transformers(
         transformers_mae.MODEL_TYPE,
         {MAEPreTrainedModel: transformers_mae.read, ViTPreTrainedModel: transformers_mae.read_encoder},
         transformers_mae.write,
         VitfmMAEConfig,
+        notes=transformers_mae.notes,
     ),
     _transformers(
         transformers_clip.MODEL_TYPE,
@@ -140,5 +149,12 @@ FORMATS = (
     ),
     _transformers(transformers_clip.TEXT_MODEL_TYPE, {CLIPTextPreTrainedModel: transformers_clip.read_tower}),
     _transformers(transformers_clip.VISION_MODEL_TYPE, {CLIPVisionPreTrainedModel: transformers_clip.read_tower}),
+    Format(
+        transformers_dinov2.NAME,
+        (transformers_dinov2.MODEL_TYPE, transformers_dinov2.REGISTERS_MODEL_TYPE),
+        readers={ViTPreTrainedModel: transformers_dinov2.read},
+        writers={VitfmViTConfig.model_type: _files(transformers_dinov2.write)},
+        notes=transformers_dinov2.NOTES,
+    ),
     *(_described(name) for name in MODULES),
 )

@@ -1,6 +1,7 @@
 """Reading a checkpoint of any format as one of our models."""
 
 import logging
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(
-    model_class: type, source, source_format: str | None = None, **where
+    model_class: type, source, source_format: str | None = None, given: Mapping | None = None, **where
 ) -> tuple[dict, dict[str, Tensor]]:
     """Read a checkpoint that is not a folder or repository of this class's own format.
 
@@ -21,6 +22,7 @@ def read_checkpoint(
         model_class: our class that is to be built.
         source: folder, weight file or Hub id.
         source_format: name of the format, where the source has several or is not recognised.
+        given: fields of our configuration that replace what the source says, for those that it does not say.
         **where: `revision`, `token`, `subfolder`, ... as `from_pretrained` takes them.
 
     Returns:
@@ -46,6 +48,7 @@ def read_checkpoint(
             f"{str(source)!r} looks like {found.format.name}'s format, and its configuration or weights are not as that "
             f"has them ({type(error).__name__}: {reason}). The files are damaged or of another kind."
         ) from error
+    config = filled_in(config, given or {})
     whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
     if whole:
         raise ValueError(
@@ -56,3 +59,24 @@ def read_checkpoint(
     config = {**config, "dtype": dtype} if dtype else config
     check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     return config, state_dict
+
+
+def filled_in(config: dict, given: Mapping) -> dict:
+    """A configuration with what weights alone do not tell: no shape depends on the number of heads.
+
+    Args:
+        config: fields of our configuration; None stands for a number that is not known.
+        given: fields that the caller gave.
+
+    Raises:
+        ValueError: if a number is neither known nor given.
+    """
+    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        if name in config and config[name] is None:
+            if given.get(name) is None:
+                raise ValueError(
+                    f"The weights do not tell `{name}`, and no published model has their width. Pass it: "
+                    f"`from_pretrained(..., {name}=...)`."
+                )
+            config = {**config, name: given[name]}
+    return config

@@ -225,7 +225,7 @@ def _refuse(tower: _Tower, config) -> None:
             f"transformers' CLIP cannot hold a {type(config).__name__} as `{tower.config}`. Save the model with "
             "`save_pretrained`, in this library's own format."
         )
-    required = {"layer_scale_init_value": None, "qkv_bias": True}
+    required = {"layer_scale_init_value": None, "qkv_bias": True, "use_gated_mlp": False}
     if tower is _VISION:
         required |= {"pooling": "cls", "num_register_tokens": 0, "position_embedding_type": "learned"}
         for name in ("image_size", "patch_size"):

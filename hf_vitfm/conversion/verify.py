@@ -17,6 +17,9 @@ from .formats import OURS, TRANSFORMERS
 # Outputs that are compared, of those that both models give.
 _OUTPUTS = ("logits", "image_embeds", "text_embeds", "last_hidden_state")
 
+# Fields that files of weights alone do not tell.
+_UNTOLD = ("num_attention_heads", "decoder_num_attention_heads", "mask_ratio")
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -127,7 +130,8 @@ def _open_clip(model, directory: str, inputs: dict) -> dict[str, Tensor]:
 
 
 def _read_back(model, directory: str, inputs: dict) -> dict[str, Tensor]:
-    return dict(type(model).from_pretrained(directory, dtype=torch.float32)(**inputs))
+    untold = {name: getattr(model.config, name) for name in _UNTOLD if hasattr(model.config, name)}
+    return dict(type(model).from_pretrained(directory, dtype=torch.float32, **untold)(**inputs))
 
 
 _PEERS: dict[str, tuple[str, Callable]] = {

@@ -186,7 +186,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
         config = copy.deepcopy(config)  # the caller's stays as it is
         overrides = {name: kwargs.pop(name) for name in cls.config_class.field_names() if name in kwargs}
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
-        saved, state_dict = cls._read(source, kwargs.pop("source_format", None), where)
+        given = {**({} if config is None else config.to_dict()), **overrides}
+        saved, state_dict = cls._read(source, kwargs.pop("source_format", None), given, where)
         foreign = state_dict is not None
         if config is None:
             config = cls.config_class.from_dict(saved, **overrides)
@@ -247,11 +248,11 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 module.position_embeddings.requires_grad_(module.is_learned)
 
     @classmethod
-    def _read(cls, source, source_format: str | None, where: dict) -> tuple[dict, dict | None]:
+    def _read(cls, source, source_format: str | None, given: dict, where: dict) -> tuple[dict, dict | None]:
         """The saved configuration, and the weights, None where transformers reads them itself."""
         saved = cls._saved_config(source, where)
         if source_format is not None or saved.get("model_type") != cls.config_class.model_type:
-            return cls._conversion().read_checkpoint(cls, source, source_format, **where)
+            return cls._conversion().read_checkpoint(cls, source, source_format, given, **where)
         if importlib.util.find_spec("hf_vitfm"):
             cls._conversion().check_checkpoint(cls, source, saved, **where)
         return saved, None

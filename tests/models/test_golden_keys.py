@@ -15,7 +15,7 @@ from tests.tiny import MAE_FIELDS, OPTIONS, tiny_clip_config, tiny_config
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
-NAMES = ("all with class token", "all with mean", "plain", "mae", "clip")
+NAMES = ("all with class token", "all with mean", "plain", "gated with pre-norm", "mae", "clip")
 
 
 def make_model(name: str):
