@@ -106,9 +106,9 @@ def test_unknown_format_is_refused_naming_what_was_found_and_what_can_be_read(tm
         model_class.from_pretrained(tmp_path)
 
 
-def test_single_file_is_refused_naming_what_can_be_read(folder):
-    with pytest.raises(ValueError, match="cannot read .*model.safetensors'.*Readable are folders"):
-        ViTModel.from_pretrained(folder / "model.safetensors")
+def test_single_file_is_read_with_the_configuration_beside_it(folder, theirs):
+    model = ViTForImageClassification.from_pretrained(folder / "model.safetensors", num_labels=5)
+    assert torch.equal(model.classifier.weight, theirs.classifier.weight)
 
 
 def test_folder_that_does_not_exist_is_an_error(tmp_path):
