@@ -34,6 +34,8 @@ UNKNOWN_ACTIVATION = (
     "Weights alone do not tell their activation: GELU is taken, as in open_clip's models without -quickgelu in their "
     'name. If they are of OpenAI\'s models, or go back to those, pass `source_format="openai"`.'
 )
+# Numbers that OpenAI's archives keep among the weights, and that say nothing which the shapes do not.
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 _TEXT, _VISION = "text.", "visual."
 _TEXT_MODULES = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 # Our weights that have axes of length 1 in front which theirs lack, and those that are multiplied from the other side.
@@ -45,7 +47,8 @@ def matches(config: Mapping, keys: Mapping | set) -> bool:
     """Whether a parsed configuration, or the names of weights without one, are open_clip's."""
     if config:
         return "model_cfg" in config
-    return "logit_scale" in keys and any(name.startswith(_VISION) for name in keys)
+    is_named = "logit_scale" in keys and any(name.startswith(_VISION) for name in keys)
+    return is_named and not any(name in keys for name in OPENAI_NUMBERS)
 
 
 def _layer_rules(ours: str, theirs: str, config) -> list[Rule]:

@@ -145,7 +145,7 @@ def _vision_fields(cfg: Mapping, quick_gelu: bool) -> dict:
         **image_fields(cfg["image_size"], cfg["patch_size"]),
         "pooling": _choose("vision_cfg", "pool_type", cfg["pool_type"], {"tok": "cls", "avg": "mean"}),
         # For the class token it makes no difference.
-        "norm_before_pooling": cfg["pool_type"] == "avg" and not cfg["final_ln_after_pool"],
+        "final_norm": "tokens" if cfg["pool_type"] == "avg" and not cfg["final_ln_after_pool"] else "pooled",
         "use_pre_norm": not cfg["no_ln_pre"],
         "patch_dropout": cfg["patch_dropout"],
         "position_embedding_type": _choose("vision_cfg", "pos_embed_type", cfg["pos_embed_type"], positions),
@@ -231,7 +231,7 @@ def _their_vision(config: VitfmCLIPVisionConfig) -> dict:
         "no_ln_pre": (not config.use_pre_norm, False),
         "pos_embed_type": ("sin_cos_2d" if config.position_embedding_type == "sincos" else "learnable", "learnable"),
         "pool_type": ("avg" if config.pooling == "mean" else "tok", "tok"),
-        "final_ln_after_pool": (config.pooling == "mean" and not config.norm_before_pooling, False),
+        "final_ln_after_pool": (config.pooling == "mean" and config.final_norm == "pooled", False),
     }
     return {**cfg, **{name: value for name, (value, default) in options.items() if value != default}}
 

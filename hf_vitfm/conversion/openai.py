@@ -19,29 +19,19 @@ from .refusal import refuse
 NAME = "openai"
 LIBRARY = "OpenAI's format"
 WEIGHT_FILE = "model.pth"
-# Numbers that the archives keep among the weights, and that say nothing which the shapes do not.
-EXTRA_KEYS = ("input_resolution", "context_length", "vocab_size")
 
 
 def matches(config: Mapping, keys: Mapping | set) -> bool:
-    """Whether weights without a configuration are OpenAI's: they hold the numbers that its archives keep among them.
-
-    Without those they look like open_clip's.
-    """
-    return not config and any(name in keys for name in EXTRA_KEYS) and "visual.conv1.weight" in keys
-
-
-def _model_cfg(weights: Mapping[str, tuple]) -> dict:
-    return infer_model_cfg(weights, quick_gelu=True, head_widths={})
+    """Whether weights without a configuration may be OpenAI's; open_clip's look the same but for some numbers."""
+    return not config and {"visual.conv1.weight", "positional_embedding", "text_projection"} <= set(keys)
 
 
 def read(model_class: type, saved: Mapping, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """Convert a model, or a tower of it; half precision becomes float32, as OpenAI's code loads it to a CPU."""
-    weights = {name: tensor for name, tensor in state_dict.items() if name not in EXTRA_KEYS}
+    weights = {name: tensor for name, tensor in state_dict.items() if name not in open_clip.OPENAI_NUMBERS}
     weights = open_clip.with_text_prefix(weights)
-    return open_clip.convert(
-        model_class, _model_cfg({name: tuple(tensor.shape) for name, tensor in weights.items()}), weights
-    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return open_clip.convert(model_class, infer_model_cfg(shapes, quick_gelu=True, head_widths={}), weights)
 
 
 READERS = {CLIPModel: read, CLIPTextPreTrainedModel: read, CLIPVisionPreTrainedModel: read}

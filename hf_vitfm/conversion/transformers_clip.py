@@ -30,7 +30,7 @@ OPEN_CLIP_HOLDS = (
     "image_size",
     "is_causal",
     "layer_scale_init_value",
-    "norm_before_pooling",
+    "final_norm",
     "objective",
     "patch_size",
     "pooling",
@@ -174,7 +174,7 @@ def _refuse(tower: Tower, config) -> None:
     required = {"layer_scale_init_value": None, "qkv_bias": True}
     if tower is _VISION:
         required |= {"use_projection": True, "pooling": "cls", "use_class_token": True, "patch_bias": False}
-        required |= {"use_pre_norm": True, "norm_before_pooling": False, "trim_images": False}
+        required |= {"use_pre_norm": True, "final_norm": "pooled", "trim_images": False}
         required |= {"num_register_tokens": 0, "position_embedding_type": "learned"}
         for name in ("image_size", "patch_size"):
             side = as_pair(getattr(config, name))[0]

@@ -30,7 +30,7 @@ _VISION_NATURE = {
     "use_class_token": False,
     "patch_bias": True,
     "use_pre_norm": False,
-    "norm_before_pooling": True,
+    "final_norm": "tokens",
 }
 
 _FIELDS = {ours: theirs for ours, theirs in TOWER_FIELDS.items() if ours != "projection_dim"}

@@ -78,8 +78,8 @@ class VitfmCLIPVisionConfig(VitfmVisionConfig):
         use_class_token: False leaves the class token out ("mean" or "map" pooling only).
         patch_bias: whether the projection of patches has a bias.
         use_pre_norm: whether a norm precedes the layers.
-        norm_before_pooling: whether the final norm is applied to all tokens before the pooling (SigLIP), or to the pooled
-            vector (CLIP).
+        final_norm: where the last norm stands: "tokens" = on every token, before the pooling (SigLIP); "pooled" = on the
+            pooled vector (CLIP).
         trim_images: whether pixels at the right and the bottom that fill no patch are left out, or an error. Models that
             other libraries trained so have the image size that is left: 378 for 384 pixels and patches of 14.
         patch_dropout: share of patches left out during training, before they are embedded, in [0, 1) (FLIP, Li et al.
@@ -106,7 +106,7 @@ class VitfmCLIPVisionConfig(VitfmVisionConfig):
     use_class_token: bool = True
     patch_bias: bool = False
     use_pre_norm: bool = True
-    norm_before_pooling: bool = False
+    final_norm: Literal["tokens", "pooled"] = "pooled"
     trim_images: bool = False
     patch_dropout: float | int = 0.0
 

@@ -221,8 +221,8 @@ class CLIPVisionPreTrainedModel(CLIPPreTrainedModel):
 class CLIPVisionModel(CLIPVisionPreTrainedModel):
     """The vision tower.
 
-    `last_hidden_state` is the encoder's output, with `norm_before_pooling` after the final norm; `pooler_output` what the
-    pooling makes of the tokens, the norm being before it or after it.
+    `last_hidden_state` is the encoder's output, after the final norm where that stands on the tokens; `pooler_output`
+    what the pooling makes of it, after the final norm too.
     """
 
     def __init__(self, config: VitfmCLIPVisionConfig):
@@ -262,7 +262,7 @@ class CLIPVisionModel(CLIPVisionPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        tokens, is_first = encoded.last_hidden_state, self.config.norm_before_pooling
+        tokens, is_first = encoded.last_hidden_state, self.config.final_norm == "tokens"
         tokens = self.post_layernorm(tokens) if is_first else tokens
         pooled = self._pool(tokens)
         return BaseModelOutputWithPooling(

@@ -1,7 +1,5 @@
 """transformers' SigLIP: our CLIP computes the same from its folders, and what we write is the model that was read."""
 
-import json
-
 import pytest
 import torch
 import transformers
@@ -13,6 +11,7 @@ from hf_vitfm import (
     CLIPTextModelWithProjection,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    export_checkpoint,
 )
 from hf_vitfm.conversion import transformers_siglip
 from tests.tiny import TOWER_FIELDS, random_images, randomize, relative_error, tiny_clip
@@ -40,21 +39,9 @@ def texts(batch=3, length=12):
 
 
 def load_folder(folder, model_class=CLIPModel):
-    saved = json.loads((folder / "config.json").read_text())
-    state_dict = load_file(folder / "model.safetensors")
-    read = transformers_siglip.read if model_class is CLIPModel else transformers_siglip.read_tower
-    fields, weights = read(model_class, saved, state_dict)
-    config = model_class.config_class.from_dict(fields)
-    model, info = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    model, info = model_class.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
-    return model.eval()
-
-
-def export_folder(model, folder):
-    config, state_dict = transformers_siglip.write(model)
-    config.save_pretrained(folder)
-    save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return model
 
 
 def saved(model, folder):
@@ -129,7 +116,7 @@ def test_exported_model_is_the_one_that_was_read(tmp_path, variant):
     theirs = their_model(**VARIANTS[variant])
     ours = load_folder(saved(theirs, tmp_path / "theirs"))
     back, info = transformers.SiglipModel.from_pretrained(
-        export_folder(ours, tmp_path / "back"), output_loading_info=True
+        export_checkpoint(ours, tmp_path / "back"), output_loading_info=True
     )
     assert not any(info.values())
     assert_equal_weights(back, theirs)
@@ -170,7 +157,7 @@ def test_towers_load_from_both_kinds_of_folders(tmp_path, model_class, name, sou
     if model_class is not CLIPTextModel:
         torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-5, atol=1e-5)
         back, info = getattr(transformers, name).from_pretrained(
-            export_folder(ours, tmp_path / "back"), output_loading_info=True
+            export_checkpoint(ours, tmp_path / "back"), output_loading_info=True
         )
         assert not any(info.values())
         assert_equal_weights(back, theirs)
@@ -247,7 +234,7 @@ SIGLIP = {
         "use_class_token": False,
         "patch_bias": True,
         "use_pre_norm": False,
-        "norm_before_pooling": True,
+        "final_norm": "tokens",
     },
     "objective": "sigmoid",
     "projection_dim": 32,
@@ -267,7 +254,7 @@ SIGLIP = {
         ("vision", "use_class_token", True),
         ("vision", "patch_bias", False),
         ("vision", "use_pre_norm", True),
-        ("vision", "norm_before_pooling", False),
+        ("vision", "final_norm", "pooled"),
         ("vision", "num_register_tokens", 2),
         ("vision", "image_size", (32, 16)),
     ],
