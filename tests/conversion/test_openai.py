@@ -22,11 +22,10 @@ FIELDS = {
 }
 
 
-def state_dict(halves=True, numbers=True) -> dict[str, torch.Tensor]:
+def state_dict(numbers=True) -> dict[str, torch.Tensor]:
     """What `model.state_dict()` gives of OpenAI's model: matrices in halves, with numbers if it came from an archive."""
     model = randomize(CLIP(**CFG))
-    if halves:
-        convert_weights_to_fp16(model)
+    convert_weights_to_fp16(model)
     extra = {"input_resolution": 32, "context_length": 12, "vocab_size": 60} if numbers else {}
     return {**{name: torch.tensor(value) for name, value in extra.items()}, **model.state_dict()}
 
@@ -64,7 +63,7 @@ def test_outputs_are_equal_and_half_precision_becomes_float32(tmp_path):
 
 
 def test_weights_without_the_numbers_are_chosen_by_name(tmp_path):
-    weights = state_dict(halves=False, numbers=False)
+    weights = state_dict(numbers=False)
     torch.save(weights, tmp_path / "model.pt")
     ours = CLIPModel.from_pretrained(tmp_path / "model.pt", source_format="openai")
     assert_same(ours, load_theirs(tmp_path / "model.pt"))

