@@ -105,6 +105,14 @@ OPTIONS = {
     "head of small normals": {"head_init": "trunc_normal"},
     "no qkv bias": {"qkv_bias": False},
     "not square": {"image_size": (32, 48), "patch_size": (16, 8)},
+    "gated with pre-norm": {
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+        "use_pre_norm": True,
+        "pooling": "cls_mean",
+        "num_register_tokens": 2,
+    },
+    "norm before the mean": {"pooling": "mean", "final_norm": "tokens"},
     "all with class token": {
         "num_register_tokens": 2,
         "use_distillation_token": True,

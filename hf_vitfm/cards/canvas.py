@@ -28,11 +28,21 @@ def plain_text(text: str) -> str:
     return " ".join(str(text).split()).replace("$", r"\$")
 
 
-def text_width(text: str, font_size: float) -> float:
-    """Width in inches in matplotlib's default font."""
+def drawable_text(text: str) -> str:
+    """A text whose every character matplotlib's default font has; a small square stands for each that it lacks."""
+    font = _default_font()
+    return "".join(c if c.isspace() or font.get_char_index(ord(c)) else "\N{WHITE SMALL SQUARE}" for c in str(text))
+
+
+def _default_font():
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    font = get_font(findfont(FontProperties()))
+    return get_font(findfont(FontProperties()))
+
+
+def text_width(text: str, font_size: float) -> float:
+    """Width in inches in matplotlib's default font."""
+    font = _default_font()
     font.set_size(font_size, 72)
     font.set_text(text)
     return font.get_width_height()[0] / 64 / 72  # 1/64 of a pixel, 72 pixels per inch

@@ -37,6 +37,10 @@ SCORES = {
     "mean_per_class": ("mean per class", ORANGE, True),
     "accuracy": ("accuracy", PINK, True),
     "knn_top1": ("k-NN top-1", GREEN, True),
+    "image_to_text_recall@1": ("R@1, image to text", BLUE, True),
+    "image_to_text_recall@10": ("R@10, image to text", ORANGE, True),
+    "text_to_image_recall@1": ("R@1, text to image", GREEN, True),
+    "zero_shot_top1": ("zero-shot top-1", PINK, True),
     "mean_average_precision": ("mean average precision", BLUE, True),
     "micro_f1": ("F1, micro", GREEN, True),
     "macro_f1": ("F1, macro", ORANGE, True),
@@ -410,10 +414,15 @@ def _draw_tiles(part, images, captions: dict[int, str], columns: int, heading: s
     for axes in tiles:
         axes.set_axis_off()
     for axes, (index, caption) in zip(tiles, captions.items(), strict=False):
-        tile = _tile(images[index], index)
-        axes.imshow(tile, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
-        _make_square(axes, *tile.shape[:2])
+        draw_tile(axes, images[index], index)
         axes.set_title(caption, fontsize=9)
+
+
+def draw_tile(axes, image, index: int) -> None:
+    """Draw a picture as `draw_examples` takes them; `index` is its number in messages."""
+    tile = _tile(image, index)
+    axes.imshow(tile, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+    _make_square(axes, *tile.shape[:2])
 
 
 def _tile(image, index: int) -> np.ndarray:

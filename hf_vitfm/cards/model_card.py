@@ -2,8 +2,8 @@
 
 Every number on the card is read from a file that the run wrote, so that none can be forgotten, invented or outdated.
 Nothing is looked up on the network. Accuracies are fractions in the files and in the card's metadata, percent in its text.
-Here is what every card has; what a kind of task has of its own is in `classification_card` and `pretraining_card`, two
-modules with the same functions.
+Here is what every card has; what a kind of task has of its own is in `classification_card`, `pretraining_card` and
+`contrastive_card`, modules with the same functions.
 """
 
 import json
@@ -13,7 +13,7 @@ from types import ModuleType
 
 from huggingface_hub import ModelCardData
 
-from . import classification_card, pretraining_card
+from . import classification_card, contrastive_card, pretraining_card
 from .architecture import architecture_section
 from .hub_names import is_hub_id, license_fields
 from .markdown import as_code, as_duration, as_number, as_size, as_table, as_text
@@ -26,7 +26,7 @@ RUN_FIELDS = (
     "task recipe config command dataset.name dataset.id dataset.license dataset.train_rows dataset.evaluation_split "
     "dataset.evaluation_rows base_model hyperparameters versions hardware parameters"
 ).split()
-KINDS = {task: kind for kind in (classification_card, pretraining_card) for task in kind.TASKS}
+KINDS = {task: kind for kind in (classification_card, pretraining_card, contrastive_card) for task in kind.TASKS}
 
 PICTURES = {
     "curves.png": "Loss, scores and learning rate over the steps of the training",
@@ -34,6 +34,7 @@ PICTURES = {
     "examples.png": "Right predictions and the most confident mistakes",
     "average_precision.png": "Average precision of every class",
     "scatter.png": "Predicted against true values",
+    "retrieval.png": "Evaluation images, each with the captions that the model finds most alike",
     "reconstructions.png": "Evaluation images as they are, masked, and as the model completes them",
 }
 
@@ -47,7 +48,8 @@ def create_model_card(
     `PICTURES` are shown when they are there. The field `task` of run.json says which card it is (`KINDS`). For classifiers
     `problem_type` says which numbers belong to the run (`results.MEASURES`): without it, those of one class per image.
     For masked autoencoders `labelled` (dataset, bank_rows, query_rows) says on what the neighbours' accuracy was measured,
-    and `half_weights` that the file holds rounded weights. Absolute paths and secrets in run.json do not reach
+    and `half_weights` that the file holds rounded weights. For CLIPs `zero_shot` (dataset, rows, classes, templates) says
+    what was classified by names, and `truncated_captions` how often a caption was cut. Absolute paths and secrets in run.json do not reach
     the card (`redact`). The licence of the weights is the optional field `license` of run.json: that of the dataset,
     which is stated too, says nothing about it.
 

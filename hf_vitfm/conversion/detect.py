@@ -1,7 +1,7 @@
 """Which format a source has, and what to say of those that are not ours to read."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -20,6 +20,8 @@ from .source import Candidate, Source
 
 
 logger = logging.getLogger(__name__)
+
+_RESNET = ("visual.layer1.", "visual.attnpool.")  # names in CLIP's ResNets
 
 MODEL_CLASSES = (
     ViTModel,
@@ -79,23 +81,25 @@ def detect(source: Source, source_format: str | None = None, model_class: type |
 
 
 def _matches(candidates: list[Candidate]) -> list[Detected]:
-    """All formats that match, those with a configuration first; weights alone count only where no configuration does."""
+    """All formats that match; weights alone count only where no configuration does."""
     found = []
     for candidate in candidates:
-        if candidate.config_file is None and (found or is_foreign(candidates)):
+        if candidate.config_file is None and (found or any(_other_architecture(other.config) for other in candidates)):
             break
         for known in FORMATS:
             try:
-                if known.matches(candidate.config, candidate.shapes):
+                if known.matches(candidate.config, candidate.shapes) and not _is_other(candidate):
                     found.append(Detected(known, candidate))
             except FileNotFoundError:  # the format looks at weights, and there are none
                 continue
     return found
 
 
-def is_foreign(candidates: Iterable[Candidate]) -> bool:
-    """Whether a configuration says that this is a model of another architecture."""
-    return any(_other_architecture(candidate.config) for candidate in candidates)
+def _is_other(candidate: Candidate) -> bool:
+    """Whether the architecture is not ours, though the names of files and fields are those of a known format."""
+    if candidate.config:
+        return _other_architecture(candidate.config) is not None
+    return any(name.startswith(_RESNET) for name in candidate.shapes)
 
 
 def _other_architecture(config: dict) -> str | None:
@@ -117,8 +121,10 @@ def _other_architecture(config: dict) -> str | None:
     model = config.get("model_cfg")
     if isinstance(model, Mapping) and isinstance(model.get("vision_cfg"), Mapping):
         vision = model["vision_cfg"]
-        if isinstance(vision.get("layers"), list | tuple) or "timm_model_name" in vision:
-            kind = vision.get("timm_model_name", "one of CLIP's ResNets")
+        kind = str(vision.get("timm_model_name", "one of CLIP's ResNets"))
+        if isinstance(vision.get("layers"), list | tuple) or (
+            "timm_model_name" in vision and not kind.startswith("vit")
+        ):
             return (
                 f"the image tower is {kind}, which is not a ViT: load it with `open_clip.create_model_and_transforms`"
             )
@@ -145,7 +151,7 @@ def _nothing_fits(
         return f"{subject} cannot read {source.name!r}{wanted}: it holds {'; '.join(others)}."
     readable = _readable(model_class)
     found = "; ".join(_describe(candidate) for candidate in candidates[:-1]) or "no config.json with a `model_type`"
-    if not candidates[:-1] or not is_foreign(candidates):
+    if not any(_other_architecture(candidate.config) for candidate in candidates):
         found += _describe_weights(candidates[-1])
     return f"{subject} cannot read {source.name!r}: {found}. Readable are {readable}."
 
@@ -165,7 +171,7 @@ def _describe_weights(candidate: Candidate) -> str:
         names = list(candidate.shapes)
     except FileNotFoundError:
         return ", and no weights"
-    if any(name.startswith(("visual.layer1.", "visual.attnpool.")) for name in names):
+    if any(name.startswith(_RESNET) for name in names):
         return ", and weights of one of CLIP's ResNets: load them with `open_clip.create_model_and_transforms`"
     return f", and weights named {', '.join(names[:3])}, ..."
 

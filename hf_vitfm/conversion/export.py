@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from .formats import FORMATS, TRANSFORMERS
 
@@ -68,12 +69,9 @@ def _parts(processing_class) -> tuple:
     """(image processor, tokenizer) of either or of both; None for what it has not."""
     if processing_class is None:
         return None, None
-    is_tokenizer = hasattr(processing_class, "convert_ids_to_tokens")
-    is_image_processor = hasattr(processing_class, "image_mean")
-    return (
-        processing_class if is_image_processor else getattr(processing_class, "image_processor", None),
-        processing_class if is_tokenizer else getattr(processing_class, "tokenizer", None),
-    )
+    is_tokenizer = isinstance(processing_class, PreTrainedTokenizerBase)
+    image_processor = getattr(processing_class, "image_processor", None if is_tokenizer else processing_class)
+    return image_processor, processing_class if is_tokenizer else getattr(processing_class, "tokenizer", None)
 
 
 def _save(path: Path, content: dict) -> None:

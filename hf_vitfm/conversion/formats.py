@@ -12,13 +12,20 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_mae, transformers_siglip, transformers_vit
+from . import (
+    transformers_clip,
+    transformers_deit,
+    transformers_dinov2,
+    transformers_mae,
+    transformers_siglip,
+    transformers_vit,
+)
 
 
 OURS, TRANSFORMERS = "hf_vitfm", "transformers"
 # Modules that describe a format by NAME, matches, READERS, WRITERS and the like, in the order of preference. A source
 # that several formats match is read by the first.
-MODULES: tuple[str, ...] = ("open_clip", "openai")
+MODULES: tuple[str, ...] = ("open_clip", "openai", "mae_original", "deit", "jax", "timm")
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Format:
         writers: our `model_type` -> writer(model, image_processor) -> content by file name: dictionaries for JSON
             files, state dicts for weight files.
         image_processor: (configuration, shapes) -> transformers' image processor; None if the files have one.
-        tokenizer: configuration -> transformers' tokenizer; None if the files have one.
+        tokenizer: (configuration, **arguments of the download) -> transformers' tokenizer; None if the files have one.
         notes: (configuration, shapes) -> sentences on how the file differs from how its weights were trained.
     """
 
@@ -74,9 +81,11 @@ def _files(write: Callable) -> Callable:
     return write_files
 
 
-def _transformers(model_type: str, readers: dict, write: Callable | None = None, *ours: type) -> Format:
+def _transformers(
+    model_type: str, readers: dict, write: Callable | None = None, *ours: type, notes: Callable | None = None
+) -> Format:
     writers = {config.model_type: _files(write) for config in ours}
-    return Format(TRANSFORMERS, (model_type,), readers=readers, writers=writers)
+    return Format(TRANSFORMERS, (model_type,), readers=readers, writers=writers, notes=notes)
 
 
 def _own(config: type, readers: dict) -> Format:
@@ -94,7 +103,7 @@ def _described(name: str) -> Format:
         getattr(module, "WRITERS", {}),
         getattr(module, "image_processor", None),
         getattr(module, "tokenizer", None),
-        getattr(module, "notes", None),
+        getattr(module, "notes", getattr(module, "NOTES", None)),
     )
 
 
@@ -125,12 +134,21 @@ FORMATS = (
         {ViTPreTrainedModel: transformers_vit.read},
         transformers_vit.write,
         VitfmViTConfig,
+        notes=transformers_vit.notes,
+    ),
+    _transformers(  # after "vit", which writes what both can hold
+        transformers_deit.MODEL_TYPE,
+        {ViTPreTrainedModel: transformers_deit.read},
+        transformers_deit.write,
+        VitfmViTConfig,
+        notes=transformers_deit.notes,
     ),
     _transformers(
         transformers_mae.MODEL_TYPE,
         {MAEPreTrainedModel: transformers_mae.read, ViTPreTrainedModel: transformers_mae.read_encoder},
         transformers_mae.write,
         VitfmMAEConfig,
+        notes=transformers_mae.notes,
     ),
     _transformers(
         transformers_clip.MODEL_TYPE,
@@ -152,5 +170,12 @@ FORMATS = (
     ),
     _transformers(transformers_siglip.TEXT_MODEL_TYPE, {CLIPTextPreTrainedModel: transformers_siglip.read_tower}),
     _transformers(transformers_siglip.VISION_MODEL_TYPE, {CLIPVisionPreTrainedModel: transformers_siglip.read_tower}),
+    Format(
+        transformers_dinov2.NAME,
+        (transformers_dinov2.MODEL_TYPE, transformers_dinov2.REGISTERS_MODEL_TYPE),
+        readers={ViTPreTrainedModel: transformers_dinov2.read},
+        writers={VitfmViTConfig.model_type: _files(transformers_dinov2.write)},
+        notes=transformers_dinov2.NOTES,
+    ),
     *(_described(name) for name in MODULES),
 )

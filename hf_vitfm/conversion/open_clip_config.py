@@ -179,12 +179,13 @@ def their_model_cfg(config: VitfmCLIPConfig) -> dict:
     vision, text = config.vision_config, config.text_config
     refuse_foreign_tower(vision, VitfmCLIPVisionConfig, LIBRARY, "vision_config")
     refuse_foreign_tower(text, VitfmCLIPTextConfig, LIBRARY, "text_config")
-    required = {"use_projection": True, "use_class_token": True, "patch_bias": False, "qkv_bias": True}
+    required = {"qkv_bias": True, "use_gated_mlp": False}
+    refuse(text, required, LIBRARY, "text_config")
+    required |= {"use_projection": True, "use_class_token": True, "patch_bias": False}
     required |= {"num_channels": 3, "num_register_tokens": 0}
     if vision.pooling == "map":
         required["pooling"] = "cls"
     refuse(vision, required, LIBRARY, "vision_config")
-    refuse(text, {"qkv_bias": True}, LIBRARY, "text_config")
     quick_gelu = vision.hidden_act == "quick_gelu"  # of both towers
     if quick_gelu or text.hidden_act not in ACTIVATIONS:
         refuse(text, {"hidden_act": vision.hidden_act if quick_gelu else "gelu"}, LIBRARY, "text_config")

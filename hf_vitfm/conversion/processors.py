@@ -51,7 +51,8 @@ def load_tokenizer(source, source_format: str | None = None, **kwargs):
     )
     found = None if has_files else _detected(place, source_format)
     if found is not None and found.format.tokenizer is not None:
-        return found.format.tokenizer(found.candidate.config)
+        elsewhere = {name: value for name, value in place.where.items() if name not in ("revision", "subfolder")}
+        return found.format.tokenizer(found.candidate.config, **elsewhere)  # its files are in another repository
     return _transformers_tokenizer(place, kwargs)
 
 

@@ -1,10 +1,12 @@
 """Reading a checkpoint of any format as one of our models."""
 
 import logging
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from .detect import detect
+from .limits import check_config, check_size, count_values
 from .source import Source
 
 
@@ -12,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(
-    model_class: type, source, source_format: str | None = None, **where
+    model_class: type, source, source_format: str | None = None, given: Mapping | None = None, **where
 ) -> tuple[dict, dict[str, Tensor]]:
     """Read a checkpoint that is not a folder or repository of this class's own format.
 
@@ -20,6 +22,7 @@ def read_checkpoint(
         model_class: our class that is to be built.
         source: folder, weight file or Hub id.
         source_format: name of the format, where the source has several or is not recognised.
+        given: fields of our configuration that replace what the source says, for those that it does not say.
         **where: `revision`, `token`, `subfolder`, ... as `from_pretrained` takes them.
 
     Returns:
@@ -33,15 +36,19 @@ def read_checkpoint(
     found = detect(Source(source, **where), source_format, model_class)
     saved = found.candidate.config
     state_dict = found.candidate.state_dict()
+    check_config(saved, len(state_dict))
     try:
         config, state_dict = found.format.reader(model_class)(model_class, saved, state_dict)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:
         # A reader takes files to be as their library writes them; the ways in which they can be damaged have no end.
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{str(source)!r} looks like {found.format.name}'s format, and its configuration or weights are not as that "
             f"has them ({type(error).__name__}: {reason}). The files are damaged or of another kind."
         ) from error
+    config = filled_in(config, given or {})
     whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
     if whole:
         raise ValueError(
@@ -49,4 +56,27 @@ def read_checkpoint(
             "damaged, or quantised in a way that is not read; use the unquantised weights."
         )
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
-    return ({**config, "dtype": dtype} if dtype else config), state_dict
+    config = {**config, "dtype": dtype} if dtype else config
+    check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
+    return config, state_dict
+
+
+def filled_in(config: dict, given: Mapping) -> dict:
+    """A configuration with what weights alone do not tell: no shape depends on the number of heads.
+
+    Args:
+        config: fields of our configuration; None stands for a number that is not known.
+        given: fields that the caller gave.
+
+    Raises:
+        ValueError: if a number is neither known nor given.
+    """
+    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        if name in config and config[name] is None:
+            if given.get(name) is None:
+                raise ValueError(
+                    f"The weights do not tell `{name}`, and no published model has their width. Pass it: "
+                    f"`from_pretrained(..., {name}=...)`."
+                )
+            config = {**config, name: given[name]}
+    return config

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import constants, is_offline_mode, list_repo_files
-from huggingface_hub.utils import HFValidationError
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -71,7 +70,7 @@ class Candidate:
         Raises:
             FileNotFoundError: if there are none.
         """
-        return self.source.weights(_CONFIGS.get(self.config_file, ()))
+        return self.source.weights(_CONFIGS.get(self.config_file, SINGLE_FILES + INDEX_FILES + OPEN_CLIP_FILES))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU."""
@@ -125,8 +124,6 @@ class Source:
                 _raise_exceptions_for_connection_errors=False,
                 **({} if self.file is not None else self.where),
             )
-        except HFValidationError as error:
-            raise FileNotFoundError(f"{self.name!r} is neither a folder nor a Hub id.") from error
         except OSError as error:
             raise OSError(f"{self.name!r} cannot be read: {self._harmless(error)}") from None
 
@@ -162,7 +159,7 @@ class Source:
             )
         path = self.find(others[0]) if others else None
         if path is None:
-            raise FileNotFoundError(self._nothing_found(preferred or SINGLE_FILES + INDEX_FILES))
+            raise FileNotFoundError(self._nothing_found(preferred))
         return Weights((path,))
 
     def _shard(self, file_name: str) -> str:

@@ -171,7 +171,7 @@ def read_our_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]
 def _refuse(tower: Tower, config) -> None:
     """Refuse what the format cannot hold, naming the field."""
     refuse_foreign_tower(config, tower.ours, LIBRARY, tower.config)
-    required = {"layer_scale_init_value": None, "qkv_bias": True}
+    required = {"layer_scale_init_value": None, "qkv_bias": True, "use_gated_mlp": False}
     if tower is _VISION:
         required |= {"use_projection": True, "pooling": "cls", "use_class_token": True, "patch_bias": False}
         required |= {"use_pre_norm": True, "final_norm": "pooled", "trim_images": False}

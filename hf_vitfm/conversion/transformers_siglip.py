@@ -130,7 +130,7 @@ def read_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]) ->
 def _their_config(tower: Tower, config, **more) -> transformers.PreTrainedConfig:
     """Their configuration; refuses what the format cannot hold, naming the field."""
     refuse_foreign_tower(config, tower.ours, LIBRARY, tower.config)
-    required = {"layer_scale_init_value": None, "qkv_bias": True}
+    required = {"layer_scale_init_value": None, "qkv_bias": True, "use_gated_mlp": False}
     if tower is _VISION:
         required |= {**_VISION_NATURE, "num_register_tokens": 0, "position_embedding_type": "learned"}
         for name in ("image_size", "patch_size"):

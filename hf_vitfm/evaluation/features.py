@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.utils import ModelOutput
 
 from ..data.collators import collate_labelled
 from ..data.order import ImageView
@@ -22,8 +23,8 @@ from ..models.modeling_vit import ViTModel
 from .modes import evaluating, masked_at
 
 
-POOLINGS = ("cls", "mean")
-_SILENT_SECONDS = 5  # no progress bar before
+POOLINGS = ("cls", "mean", "projected")
+SILENT_SECONDS = 5  # no progress bar before
 
 
 @torch.no_grad()
@@ -50,7 +51,8 @@ def extract_features(
         batch_size: images per forward pass.
         pooling: "cls" for the class token, "mean" for the mean over the patches (over all places, of a model without
             patches), both of the `last_hidden_state`, which has passed the final norm of a ViT, MAE or DINOv2. Of our
-            ViT built with `pooling="mean"`, whose norm follows the pooling, it does here too.
+            ViT built with `pooling="mean"`, whose norm follows the pooling, it does here too. "projected" for the
+            embedding that an image-text model compares with those of texts, as `get_image_features` gives it.
         num_workers: processes that decode images; 0 decodes in this one.
 
     Returns:
@@ -81,7 +83,7 @@ def extract_features(
         total=len(dataset),
         desc="features",
         unit="image",
-        delay=_SILENT_SECONDS,
+        delay=SILENT_SECONDS,
         disable=is_silent or None,
         leave=False,
     )
@@ -108,6 +110,13 @@ def _check_request(dataset: Sequence[dict], transform: Callable | None, pooling:
 
 def _pool(base: nn.Module, pixel_values: Tensor, pooling: str) -> Tensor:
     """Images to features (B, D)."""
+    if pooling == "projected":
+        if not hasattr(base, "get_image_features"):
+            raise ValueError(
+                f"{type(base).__name__} has no `get_image_features`. Pass an image-text model, such as `AutoModel` loads "
+                "from a CLIP checkpoint."
+            )
+        return joint_embeds(base.get_image_features(pixel_values=pixel_values))
     hidden = getattr(base(pixel_values=pixel_values), "last_hidden_state", None)
     name = type(base).__name__
     if hidden is None or hidden.ndim not in (3, 4):
@@ -125,6 +134,11 @@ def _pool(base: nn.Module, pixel_values: Tensor, pooling: str) -> Tensor:
     else:
         raise ValueError(f'{name} has no class token. Pass `pooling="mean"`.')
     return base.fc_norm(pooled) if isinstance(base, ViTModel) else pooled
+
+
+def joint_embeds(features: Tensor | ModelOutput) -> Tensor:
+    """The embeddings (B, D) in what `get_image_features` or `get_text_features` returned; models differ in the form."""
+    return features if isinstance(features, Tensor) else features.pooler_output
 
 
 def _count_prefix(config: Any, num_tokens: int, image_size: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-import importlib
+import importlib.util
 import os
 import re
 from contextlib import contextmanager
@@ -180,11 +180,9 @@ class VitfmPreTrainedModel(PreTrainedModel):
         config = copy.deepcopy(config)  # the caller's stays as it is
         overrides = {name: kwargs.pop(name) for name in cls.config_class.field_names() if name in kwargs}
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
-        source_format = kwargs.pop("source_format", None)
-        saved = cls._saved_config(source, where)
-        foreign = source_format is not None or saved.get("model_type") != cls.config_class.model_type
-        if foreign:
-            saved, state_dict = cls._conversion().read_checkpoint(cls, source, source_format, **where)
+        given = {**({} if config is None else config.to_dict()), **overrides}
+        saved, state_dict = cls._read(source, kwargs.pop("source_format", None), given, where)
+        foreign = state_dict is not None
         if config is None:
             config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
@@ -245,16 +243,32 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 module.position_embeddings.requires_grad_(module.is_learned)
 
     @classmethod
+    def _read(cls, source, source_format: str | None, given: dict, where: dict) -> tuple[dict, dict | None]:
+        """The saved configuration, and the weights, None where transformers reads them itself."""
+        saved = cls._saved_config(source, where)
+        if source_format is not None or saved.get("model_type") != cls.config_class.model_type:
+            return cls._conversion().read_checkpoint(cls, source, source_format, given, **where)
+        if importlib.util.find_spec("hf_vitfm"):
+            cls._conversion().check_checkpoint(cls, source, saved, **where)
+        return saved, None
+
+    @classmethod
     def _saved_config(cls, source, where: dict) -> dict:
         """The source's config.json as a dictionary, {} where it has none."""
         if os.path.isfile(source):
             return {}
+        damaged = f"config.json of {str(source)!r} holds no JSON object. Fetch it again."
         try:
-            return cls.config_class.get_config_dict(source, **where)[0]
+            saved = cls.config_class.get_config_dict(source, **where)[0]
         except OSError:
             if os.path.isfile(os.path.join(source, where.get("subfolder") or "", "config.json")):
                 raise
             return {}  # of a foreign format, or not there, which the package for those says
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise OSError(damaged) from error
+        if not isinstance(saved, dict):
+            raise OSError(damaged)
+        return saved
 
     @classmethod
     def _conversion(cls):

@@ -131,11 +131,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between them; dropout after each, as in the ViT paper."""
+    """Two dense layers with an activation between them; dropout after each, as in the ViT paper.
+
+    Gated, the first layer is twice as wide: its first half, activated, is multiplied with the second.
+    """
 
     def __init__(self, config):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.is_gated = config.use_gated_mlp
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size * (2 if self.is_gated else 1))
+        if self.is_gated:
+            self.fc1.num_fused = 2
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.fc1.is_mlp = self.fc2.is_mlp = True  # their biases are not zero in the JAX initialisation
         self.activation = ACT2FN[config.hidden_act]
@@ -143,7 +149,13 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+        hidden_states = self.fc1(hidden_states)
+        if self.is_gated:
+            gate, hidden_states = hidden_states.chunk(2, dim=-1)
+            hidden_states = self.activation(gate) * hidden_states
+        else:
+            hidden_states = self.activation(hidden_states)
+        return self.dropout(self.fc2(self.dropout(hidden_states)))
 
 
 class EncoderLayer(GradientCheckpointingLayer):

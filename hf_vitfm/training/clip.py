@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from .grad_cache import GradientCache
 from .optimization import NO_DECAY_NAMES
 from .scalars import flatten_scalars, limit, restore_scalars, whole_scalar
 from .trainer import VisionTrainer
+from .zero_shot import ZeroShotTask
 
 
 logger = logging.getLogger(__name__)
@@ -33,13 +35,17 @@ class CLIPTrainer(VisionTrainer):
     decay leaves out biases, norms, the factor, and embeddings of tokens and positions.
 
     Evaluation reports the loss in batches of `per_device_eval_batch_size` pairs (each image with its first caption) and
-    `evaluate_retrieval` over the whole set, with all captions. `predict()` gives, row by row, the embeddings of images
-    (rows, dim) and of their captions (rows, captions, dim), and the numbers of captions (rows,); rows with fewer
-    captions than others are filled up.
+    `evaluate_retrieval` over the whole set, with all captions; with a labelled data set also how many of its images the
+    names of their classes find (`zero_shot_top1`, `zero_shot_top5`, `zero_shot_mean_per_class`). `predict()` gives, row
+    by row, the embeddings of images (rows, dim) and of their captions (rows, captions, dim), and the numbers of captions
+    (rows,); rows with fewer captions than others are filled up.
 
     Args:
         model: `CLIPModel`; towers whose weights need no gradient stay as they are, and are not run for one.
         args: `CLIPTrainingArguments`.
+        labelled_dataset: rows with `image` and `label`, for the zero-shot accuracy, or None.
+        classnames: of the labels, in the order of their ids.
+        templates: each with one "{}" for the name, as `ZeroShotClassifier.build` takes them.
         data_collator: rows -> `pixel_values`, `input_ids` and `attention_mask`; in evaluation also, where images have
             several captions, `text_to_image` (texts,) int64: the row of a text's image in the batch, ascending, -1 = none.
             By default `PairCollator` with the tokenizer of `processing_class`, for rows with `image` and `caption`.
@@ -48,8 +54,8 @@ class CLIPTrainer(VisionTrainer):
 
     Raises:
         TypeError: if the model or the arguments are others.
-        ValueError: if the model's temperature is not finite, there is neither a collator nor a tokenizer, or the
-            tokenizer does not fit the model.
+        ValueError: if the model's temperature is not finite, there is neither a collator nor a tokenizer, the
+            tokenizer does not fit the model, or only a part is given of what the zero-shot accuracy needs.
     """
 
     def __init__(
@@ -57,6 +63,9 @@ class CLIPTrainer(VisionTrainer):
         model: CLIPModel | None = None,
         args: CLIPTrainingArguments | None = None,
         *,
+        labelled_dataset: Sequence[dict] | None = None,
+        classnames: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
         data_collator=None,
         processing_class=None,
         **kwargs,
@@ -66,6 +75,7 @@ class CLIPTrainer(VisionTrainer):
         if not isinstance(args, CLIPTrainingArguments):
             raise TypeError(f"`args` must be CLIPTrainingArguments; got {type(args).__name__}.")
         _check_temperature(model)
+        self.zero_shot = ZeroShotTask.of(labelled_dataset, classnames, templates, processing_class)
         data_collator = data_collator or _pair_collator(model, processing_class)
         self.reads_captions = isinstance(data_collator, PairCollator)
         self._flattened: list[str] = []
@@ -161,7 +171,7 @@ class CLIPTrainer(VisionTrainer):
         return None, (image, *_by_image(text, owners, len(image))), None
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        """The loss and retrieval, with the averaged weights if there are any."""
+        """The loss, retrieval and the zero-shot accuracy, with the averaged weights if there are any."""
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         image, text, counts = (torch.as_tensor(part, device=self.args.device) for part in output.predictions)
         has_caption = counts > 0
@@ -171,6 +181,10 @@ class CLIPTrainer(VisionTrainer):
         metrics = {"loss": self._evaluation_loss(image, text[:, 0])}
         is_caption = torch.arange(text.shape[1], device=counts.device) < counts[:, None]
         metrics |= evaluate_retrieval(image, text[is_caption], is_caption.nonzero()[:, 0])
+        if self.zero_shot is not None and metric_key_prefix.startswith("eval"):  # not for `predict()`
+            with self._averaged(), self.accelerator.autocast():
+                found = self.zero_shot.evaluate(self)
+            metrics |= {f"zero_shot_{name}": value for name, value in found.items()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from .sweep import SweepArguments
 from .targets import HEADS, hold_out
 
 
+# What says how a data set's columns are to be read.
+_COLUMNS = ("image_column", "label_column", "class_names", "caption_column")
 # `--smoke`: any configuration in seconds, on the embedded images.
 SMOKE_MODEL = {
     "hidden_size": 16,
@@ -36,6 +38,7 @@ SMOKE_MODEL = {
 }
 SMOKE_ROWS = 32
 SMOKE_HOLDOUT = 0.25
+EVALUATION_SPLITS = ("validation", "test")  # where none is named, the first one that is there
 SMOKE_TRAINING = {
     "max_steps": 2,
     "warmup_steps": 0,
@@ -43,6 +46,7 @@ SMOKE_TRAINING = {
     "per_device_eval_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "global_batch_size": None,
+    "grad_cache_chunk_size": None,
     "dataloader_num_workers": 0,
     "logging_steps": 1,
     "eval_strategy": "steps",
@@ -60,19 +64,11 @@ SMOKE_TRAINING = {
 
 
 @dataclass
-class DataArguments:
-    """Which images a recipe trains and evaluates on."""
+class RowArguments:
+    """Which rows a recipe trains and evaluates on, whatever they hold beside an image."""
 
     dataset: str = field(metadata={"help": "embedded sample, folder, parquet file or Hub id"})
     image_column: str | None = field(default=None, metadata={"help": "column of the images, found if not given"})
-    label_column: list[str] | None = field(
-        default=None,
-        metadata={"help": "column of the labels, found if not given; several are numbers in 0..1, one per class"},
-    )
-    class_names: list[str] | None = field(
-        default=None,
-        metadata={"help": "of a stream that does not hold them, by class id; or a text file with one name per line"},
-    )
     train_split: str = field(default="train", metadata={"help": "split to train on"})
     eval_split: str | None = field(
         default=None, metadata={"help": "split to evaluate on; by default validation, else test"}
@@ -95,6 +91,82 @@ class DataArguments:
     keep_in_memory: bool = field(default=False, metadata={"help": "decode all images once (small sets)"})
     smoke: bool = field(default=False, metadata={"help": "a few steps of a tiny model on embedded images"})
 
+    def _check_choice(self) -> None:
+        if self.eval_split is not None and self.holdout is not None:
+            raise ValueError("Give `eval_split` or `holdout`, not both.")
+
+    def _check_stream(self) -> None:
+        if self.holdout is not None or self.train_rows is not None:
+            raise ValueError(
+                "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
+                "and give `eval_split`."
+            )
+
+    def _divide(self, splits, seed: int, found: str | None, check: Callable | None = None):
+        """Training rows, evaluation rows and the name of these; None twice where nothing says which they are.
+
+        `found` is the split to evaluate on where none is named; `check(rows, name)` refuses a split before it is used.
+        """
+        train = self._split(splits, self.train_split, check)
+        if self.train_rows is not None:
+            train = choose_rows(train, self.train_rows)
+        name = self.eval_split or found
+        holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
+        if holdout is not None:
+            share = _holdout_share(holdout, len(train))
+            return *hold_out(train, share, seed), f"{holdout:g} of {self.train_split}"
+        if name is None:
+            return train, None, None
+        return train, self._split(splits, name, check), name
+
+    def _split(self, splits, name: str, check: Callable | None):
+        if name not in splits:
+            raise ValueError(f"{self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
+        if check is not None:
+            check(splits[name], name)
+        return splits[name]
+
+    def _divide_sample(self, splits: Sequence, names: Sequence[str], seed: int):
+        """What `_divide` gives, in a smoke run, of an embedded sample's two splits."""
+        train, test = (choose_rows(rows, SMOKE_ROWS) for rows in splits)
+        if self.holdout is not None:
+            return *hold_out(train, SMOKE_HOLDOUT, seed), f"{SMOKE_HOLDOUT:g} of {names[0]}"
+        return train, test, names[1]
+
+    def _open_streams(self, open_split: Callable, found: Sequence[str]):
+        """What `_divide` gives, of shards; `found` are the splits that are tried where none is named."""
+        self._check_stream()
+        train = open_split(self.train_split)
+        names = found if self.eval_split is None else (self.eval_split,)
+        if not names:
+            return train, None, None
+        for name in names:
+            try:
+                return train, open_split(name), name
+            except FileNotFoundError as error:
+                missing = error
+        raise ValueError(f"{self.dataset!r} has no shards to evaluate on. Give `eval_split`.") from missing
+
+    def _nothing_to_evaluate(self, splits) -> ValueError:
+        return ValueError(
+            f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "
+            "0.1) to evaluate on a share of the training images."
+        )
+
+
+@dataclass
+class DataArguments(RowArguments):
+    """Which images a recipe trains and evaluates on."""
+
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={"help": "column of the labels, found if not given; several are numbers in 0..1, one per class"},
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "of a stream that does not hold them, by class id; or a text file with one name per line"},
+    )
+
     def __post_init__(self):
         if isinstance(self.label_column, list) and len(self.label_column) == 1:
             (self.label_column,) = self.label_column  # one column of labels, and not one class
@@ -114,85 +186,77 @@ class DataArguments:
         split validation, the split test, the share `holdout_if_missing` of the training rows. Without `labels`, rows
         need none, and evaluation rows are only those that `holdout` or `eval_split` names, or else None.
         """
-        if self.eval_split is not None and self.holdout is not None:
-            raise ValueError("Give `eval_split` or `holdout`, not both.")
+        self._check_choice()
         if not labels and (self.label_column or self.class_names):
             raise ValueError("`label_column` and `class_names` are for data with labels, which are not read here.")
         if self.smoke:
-            splits = load_images("fashion-mnist")
-            train, test = (_choose_rows(splits[name], SMOKE_ROWS) for name in ("train", "test"))
-            if self.holdout is not None:
-                return *hold_out(train, SMOKE_HOLDOUT, seed), f"{SMOKE_HOLDOUT:g} of train"
-            return train, test, "test"
+            splits, names = load_images("fashion-mnist"), ("train", "test")
+            return self._divide_sample([splits[name] for name in names], names, seed)
         if self.streaming:
-            return self._open_streams(labels)
+            return self._open_streams(self._stream_opener(), EVALUATION_SPLITS if labels else ())
         if self.class_names is not None:
             raise ValueError("`class_names` are for `streaming`; data that is loaded has its own. Leave them out.")
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         splits = load_images(self.dataset, labels=labels, **columns)
-        train = self._split(splits, self.train_split, labels)
-        if self.train_rows is not None:
-            train = _choose_rows(train, self.train_rows)
-        found = next((name for name in ("validation", "test") if name in splits and labels), None)
-        name = self.eval_split or found
-        holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
-        if holdout is not None:
-            share = _holdout_share(holdout, len(train))
-            return *hold_out(train, share, seed), f"{holdout:g} of {self.train_split}"
-        if name is None and not labels:
-            return train, None, None
-        if name is None:
-            raise ValueError(
-                f"{self.dataset!r} has only the splits {', '.join(splits)}. Give `eval_split`, or `holdout` (such as "
-                "0.1) to evaluate on a share of the training images."
-            )
-        return train, self._split(splits, name, labels), name
+        found = next((name for name in EVALUATION_SPLITS if name in splits and labels), None)
+        train, evaluation, name = self._divide(splits, seed, found, self._check_labelled if labels else None)
+        if evaluation is None and labels:
+            raise self._nothing_to_evaluate(splits)
+        return train, evaluation, name
 
-    def _open_streams(self, labels: bool):
-        if self.holdout is not None or self.train_rows is not None:
-            raise ValueError(
-                "`holdout` and `train_rows` choose rows of a data set that is at hand; with `streaming` leave them out "
-                "and give `eval_split`."
-            )
+    def _stream_opener(self) -> Callable:
+        """Opens a split as a stream; the class names of the first one are those of the others."""
         if isinstance(self.label_column, list):
             raise ValueError(
                 f"A stream has one column of labels; got {', '.join(self.label_column)}. Leave `streaming` out to make "
                 "several labels of several columns."
             )
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        train = open_stream(self.dataset, self.train_split, label_names=self._read_class_names(), **columns)
-        if not labels and self.eval_split is None:
-            return train, None, None
-        for name in ("validation", "test") if self.eval_split is None else (self.eval_split,):
-            try:
-                return train, open_stream(self.dataset, name, label_names=train.label_names, **columns), name
-            except FileNotFoundError as error:
-                missing = error
-        raise ValueError(f"{self.dataset!r} has no shards to evaluate on. Give `eval_split`.") from missing
+        names = None if self.class_names is None else read_names(self.class_names, "class_names")
 
-    def _read_class_names(self) -> list[str] | None:
-        if self.class_names is None or len(self.class_names) > 1:
-            return self.class_names
-        (file,) = self.class_names
-        if not Path(file).is_file():
-            raise FileNotFoundError(
-                f"`class_names` {file!r} is no file. Give a text file with one name per line, or two names or more."
+        def open_split(split: str):
+            nonlocal names
+            rows = open_stream(
+                self.dataset,
+                split,
+                image_column=self.image_column,
+                label_column=self.label_column,
+                label_names=names,
             )
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+            names = rows.label_names
+            return rows
 
-    def _split(self, splits, name: str, labels: bool):
-        if name not in splits:
-            raise ValueError(f"{self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
-        if labels and count_unlabelled(splits[name]):
+        return open_split
+
+    def _check_labelled(self, rows, name: str) -> None:
+        if count_unlabelled(rows):
             raise ValueError(
                 f"The split {name} of {self.dataset!r} has no labels. Give another as `eval_split`, or `holdout` (such "
                 "as 0.1) to evaluate on a share of the training images."
             )
-        return splits[name]
 
 
-def _choose_rows(rows, count: int):
+def read_names(names: Sequence[str], field_name: str) -> list[str]:
+    """Texts that a recipe lists, or the lines of the text file that it names.
+
+    Args:
+        names: two or more texts, or one path.
+        field_name: what the recipe calls them, for messages.
+
+    Raises:
+        FileNotFoundError: if the one path is no file.
+    """
+    if len(names) > 1:
+        return list(names)
+    (file,) = names
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"`{field_name}` {file!r} is no file. Give a text file with one name per line, or two names or more."
+        )
+    lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def choose_rows(rows, count: int):
     """So many rows chosen at random, always the same ones, in their old order."""
     if not 0 < count <= len(rows):
         raise ValueError(f"`train_rows` must be between 1 and the {len(rows)} rows of the split; got {count}.")
@@ -279,9 +343,9 @@ def _adjust(values: dict, settings: dict, argument_classes: Sequence[type]) -> d
     if values.get("holdout") is not None and "holdout" not in settings and "eval_split" in settings:
         adjusted["eval_split"] = None
     if "dataset" in settings and values.get("dataset") != settings["dataset"]:
-        describing = ("title", "license", "eval_split", "train_split", "image_column", "label_column", "class_names")
+        describing = ("title", "license", "credit", "eval_dataset", "eval_split", "train_split", *_COLUMNS)
         known = {item.name: item.default for cls in argument_classes for item in fields(cls)}
-        adjusted |= {name: known[name] for name in describing if name in settings}
+        adjusted |= {name: known[name] for name in describing if name in settings and name in known}
     if values.get("smoke"):
         smoke = {**SMOKE_TRAINING, "output_dir": f"{settings.get('output_dir', 'outputs/run')}-smoke"}
         adjusted |= {name: value for name, value in smoke.items() if name in values}

@@ -103,6 +103,8 @@ def test_special_tokens_that_a_caption_spells_out_are_text():
     clip, bert = (PairCollator(build(), 77) for build in (clip_tokenizer, bert_tokenizer))
     ids = clip.tokenize(["a<|endoftext|>b<|startoftext|>"])["input_ids"][0].tolist()
     assert (ids.count(512), ids.count(513), ids[0], ids[-1]) == (1, 1, 512, 513)
+    cut = PairCollator(clip_tokenizer(), 8).tokenize(["a<|endoftext|>" + " cat" * 9])["input_ids"][0].tolist()
+    assert (cut.count(513), cut[-1], len(cut)) == (1, 513, 8)
     ids = bert.tokenize(["cat [SEP] [PAD] dog"])["input_ids"][0].tolist()
     assert (ids.count(2), ids.count(3), ids.count(0), ids[-1]) == (1, 1, 0, 3)
 

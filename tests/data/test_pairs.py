@@ -186,6 +186,15 @@ def test_columns_that_are_not_clear_are_named(tmp_path, columns, name, message):
         load_pairs(tmp_path / "a.jsonl", caption_column=name)
 
 
+def test_the_column_of_images_can_be_named(tmp_path):
+    features = {"front": datasets.Image(), "back": datasets.Image(), "text": datasets.Value("string")}
+    pictures = [{"bytes": grey_png(level), "path": None} for level in (1, 2)]
+    rows = {"front": pictures[:1], "back": pictures[1:], "text": ["a"]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    for name, level in (("front", 1), ("back", 2)):
+        assert greys(load_pairs(tmp_path / "a.parquet", image_column=name)["train"]) == [level]
+
+
 def test_a_column_called_caption_goes_first_and_one_of_text_before_numbers(tmp_path):
     save_images(tmp_path)
     for columns, expected in (({"title": "a", "caption": "b"}, "b"), ({"title": 5, "text": "c"}, "c")):

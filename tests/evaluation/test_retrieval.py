@@ -103,6 +103,8 @@ def test_the_full_matrix_never_exists(monkeypatch):
         ({"image_embeds": torch.ones(3, 2)}, "got 3 images and 4 texts"),
         ({"text_embeds": torch.full((4, 2), float("nan"))}, "`text_embeds` hold NaN"),
         ({"text_to_image": torch.tensor([0, 1, 2, 4])}, "0 to 3"),
+        ({"text_to_image": torch.tensor([0, 1, 2, -1])}, "0 to 3"),
+        ({"text_to_image": torch.tensor([0.0, 1, 2, 3])}, "of torch.float32"),
         ({"text_to_image": torch.tensor([0, 1, 2])}, "each of the 4 texts"),
         ({"text_to_image": torch.tensor([0, 1, 1, 3])}, "1 images have no text, the first in row 2"),
     ],

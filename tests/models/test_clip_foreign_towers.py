@@ -6,6 +6,7 @@ import transformers
 from safetensors.torch import load_file
 
 from hf_vitfm import CLIPConfig, CLIPModel, ViTConfig
+from hf_vitfm.models.modeling_pooling import pool_tokens
 from tests.tiny import FIELDS, VISION_FIELDS, random_images, random_texts, randomize, tiny_clip_config
 
 
@@ -51,6 +52,7 @@ def test_text_is_pooled_as_the_configuration_says(name):
     outputs = model.text_model(tokens, attention_mask=mask)
     states, rows = outputs.last_hidden_state, range(3)
     lengths = mask.sum(dim=1)
+    assert outputs.get("past_key_values") is None  # which nobody would read
     pooled = {
         "bert mean": torch.stack([states[row, : lengths[row]].mean(dim=0) for row in rows]),
         "bert cls": states[:, 0],
@@ -58,6 +60,12 @@ def test_text_is_pooled_as_the_configuration_says(name):
     }.get(name, outputs.get("pooler_output"))
     found = model.get_text_features(tokens, mask).pooler_output
     torch.testing.assert_close(found, pooled @ model.text_projection.weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_without_any_token_is_zero_not_nan():
+    mask = torch.tensor([[0, 0, 0], [1, 1, 0]])
+    pooled = pool_tokens(torch.tensor([[[5.0], [6.0], [7.0]], [[1.0], [2.0], [9.0]]]), "mean", mask)
+    assert pooled.tolist() == [[0.0], [1.5]]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from tests.tiny import MAE_FIELDS, OPTIONS, tiny_clip, tiny_clip_config, tiny_co
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
-NAMES = ("all with class token", "all with mean", "plain", "mae", "clip", "siglip")
+NAMES = ("all with class token", "all with mean", "plain", "gated with pre-norm", "mae", "clip", "siglip")
 
 
 def make_model(name: str):

@@ -224,6 +224,13 @@ def test_locked_tower_stays_as_it_is_while_the_other_trains(locked):
         assert (parameter.grad is None) == name.startswith(locked), name
 
 
+def test_towers_locked_one_after_the_other_stay_locked(model):
+    model.lock_towers(vision=True)
+    model.lock_towers(text=True)
+    model.train()
+    assert model.training and not model.vision_model.training and not model.text_model.training
+
+
 def test_gradient_checkpointing_changes_nothing():
     model = tiny_clip(vision={"patch_dropout": 0.5}).train()
     inputs, gradients = (random_texts(3)[0], random_images(3)), []

@@ -1,6 +1,7 @@
 """The losses over pairs against the plain formulas in float64, open_clip's and transformers'."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -79,6 +80,13 @@ def test_softmax_is_that_of_open_clip_and_transformers(tile_size):
 def test_sigmoid_is_that_of_open_clip():
     inputs = make_inputs(16)
     assert_same(contrastive_loss(*inputs, objective="sigmoid", tile_size=5), SigLipLoss()(*inputs), inputs, 1e-12)
+
+
+@pytest.mark.parametrize("logit", [12.0, 21.0, 30.0, 39.0, 41.0, 700.0])
+def test_sigmoid_is_exact_where_softplus_is_almost_the_identity(logit):
+    one = torch.ones(1, 1, dtype=torch.float64)
+    found = contrastive_loss(one, -one, logit, objective="sigmoid").item()
+    assert found == pytest.approx(logit + math.log1p(math.exp(-logit)), rel=1e-13)
 
 
 @objectives

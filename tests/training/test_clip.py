@@ -338,6 +338,18 @@ def test_the_best_checkpoint_can_be_chosen_by_recall(tmp_path):
     assert trainer.state.best_metric == max(found) and len(found) == 3
 
 
+def test_evaluation_on_the_way_is_that_of_the_averaged_temperature(tmp_path):
+    model, options = make_model(), {"eval_strategy": "steps", "eval_steps": 3, "ema_decay": 0.5}
+    trainer = make_trainer(tmp_path, model, eval_dataset=make_pairs(8, seed=1), **options)
+    seen = []
+    model.logit_scale.register_hook(lambda gradient: torch.tensor(-1.0, dtype=torch.float64))
+    trainer.create_optimizer().register_step_post_hook(lambda *_: seen.append(model.logit_scale.item()))
+    trainer.train()
+    (found,) = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert model.logit_scale.item() < seen[-1] - 0.01  # the average, which the finished model holds
+    assert found == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-10)
+
+
 def test_pairs_of_images_and_captions_train_and_are_evaluated(tmp_path):
     rows = load_sample("emoji")["google"].select(range(24))
     tokenizer = train_tokenizer(rows["caption"], vocab_size=300, context_length=12)

@@ -1,0 +1,30 @@
+"""Weights of a finished run rounded to float16, for a file of half the size."""
+
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+
+def halve_weights(directory: Path) -> None:
+    """Round the weights of a saved model to float16; config.json goes on saying as what they are to be loaded.
+
+    Positions stay as they are: fixed ones are a table that is known exactly.
+
+    Raises:
+        ValueError: if a weight is too large for float16; the file is left as it was.
+    """
+    path = directory / "model.safetensors"
+    weights = {
+        name: weight if name.endswith("position_embeddings") else weight.half()
+        for name, weight in load_file(path).items()
+    }
+    overflowing = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if overflowing:
+        raise ValueError(
+            f"{len(overflowing)} tensors hold numbers that float16 cannot: {', '.join(overflowing[:5])}. The model is "
+            f"saved as it was in {path}; leave `half_weights` out."
+        )
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
