@@ -6,8 +6,10 @@ programs and not read; transformers' and open_clip's repositories hold the same 
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from ..models.configuration_base import as_pair
 from ..models.configuration_clip import VitfmCLIPConfig
 from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
@@ -66,7 +68,10 @@ def write(model: CLIPModel, image_processor=None) -> dict[str, dict]:
         raise ValueError(
             f'{LIBRARY} has no place for preprocessing, and yours is not OpenAI\'s. Use `format="open_clip"`.'
         )
-    return {WEIGHT_FILE: open_clip.their_weights(model)}
+    numbers = (as_pair(vision.image_size)[0], text.max_position_embeddings, text.vocab_size)
+    # Loaders drop them, and they tell the file from one of open_clip's, whose activation is another.
+    numbers = {name: torch.tensor(value) for name, value in zip(open_clip.OPENAI_NUMBERS, numbers, strict=True)}
+    return {WEIGHT_FILE: {**numbers, **open_clip.their_weights(model)}}
 
 
 WRITERS = {VitfmCLIPConfig.model_type: write}

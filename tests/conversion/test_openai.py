@@ -86,10 +86,15 @@ def test_towers_load_alone(tmp_path):
 def test_exported_file_is_loaded_as_openais(tmp_path, pooling):
     ours = tiny_clip(text={**FIELDS["text"], "pooling": pooling}, vision=FIELDS["vision"])
     folder = export_checkpoint(ours, tmp_path, format="openai")
-    theirs = torch.load(folder / "model.pth", weights_only=True)
-    assert {name: tensor.shape for name, tensor in theirs.items()} == {
+    saved = torch.load(folder / "model.pth", weights_only=True)
+    assert [saved.pop(name).item() for name in ("input_resolution", "context_length", "vocab_size")] == [32, 12, 60]
+    assert {name: tensor.shape for name, tensor in saved.items()} == {
         name: tensor.shape for name, tensor in CLIP(**{**CFG, "embed_dim": 24, **larger()}).state_dict().items()
     }
+    back = CLIPModel.from_pretrained(folder)
+    expected = ours.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in back.state_dict().items())
+    assert back.config.vision_config.hidden_act == "quick_gelu"
     # open_clip's loader rounds the matrices to halves, as OpenAI's does.
     assert_same(ours, load_theirs(folder / "model.pth"), atol=0.05)
 
