@@ -17,6 +17,9 @@ LIBRARY = "open_clip's format"
 ADVICE = "Load it with `open_clip.create_model_and_transforms`."
 EPS = 1e-5  # of torch's layer norm
 OPENAI_VOCABULARY, OPENAI_START = 49408, 49406
+# Stands where open_clip wants the Hub id of a tokenizer; from a folder it takes the files in it whatever the id, and
+# without one it would take OpenAI's tokenizer.
+OWN_TOKENIZER = "tokenizer-beside-this-file"
 # Widths of heads that are not 64, by the width of the vision tower (of H, g, bigG and e).
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 ACTIVATIONS = {"gelu": None, "gelu_pytorch_tanh": {"approximate": "tanh"}}
@@ -244,6 +247,8 @@ def _their_text(config: VitfmCLIPTextConfig) -> dict:
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
     }
+    if config.vocab_size != OPENAI_VOCABULARY:
+        cfg["hf_tokenizer_name"] = OWN_TOKENIZER
     if not config.is_causal:
         cfg["no_causal_mask"] = True
     if config.projection_bias:

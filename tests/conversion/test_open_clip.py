@@ -383,6 +383,8 @@ def test_tokenizer_comes_from_the_folder_or_by_the_name_in_the_configuration(tmp
         assert tokenizer.model_max_length == 12
         found = tokenizer(["a cat and two dogs"], padding="max_length", truncation=True, return_tensors="pt")
         assert torch.equal(found["input_ids"], expected)
+    export_checkpoint(tiny_clip(), tmp_path / "ours", format="open_clip", processing_class=words)
+    assert torch.equal(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'ours'}")(["a cat and two dogs"]), expected)
 
 
 def test_notes_tell_what_the_tokenizer_leaves_to_the_caller():
