@@ -8,8 +8,7 @@ import transformers
 
 from hf_vitfm import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModel, export_checkpoint
 from hf_vitfm.conversion import transformers_clip
-from tests.models.test_clip_options import SIGLIP
-from tests.tiny import randomize, tiny_clip
+from tests.tiny import SIGLIP, randomize, tiny_clip
 
 
 # Fields that every configuration of a part had before transformers 4.31, of no meaning to a model.

@@ -14,7 +14,7 @@ from hf_vitfm import (
     export_checkpoint,
 )
 from hf_vitfm.conversion import transformers_siglip
-from tests.tiny import TOWER_FIELDS, random_images, randomize, relative_error, tiny_clip
+from tests.tiny import SIGLIP, TOWER_FIELDS, random_images, randomize, relative_error, tiny_clip
 
 
 TEXT = {**TOWER_FIELDS, "intermediate_size": 48, "vocab_size": 60, "max_position_embeddings": 12}
@@ -224,21 +224,6 @@ def test_missing_head_and_left_over_weights_are_errors(tmp_path):
             transformers_siglip.read(CLIPModel, config, changed)
     with pytest.raises(ValueError, match="vision_use_head=False"):
         transformers_siglip.read(CLIPModel, their_config(vision={"vision_use_head": False}).to_dict(), weights)
-
-
-SIGLIP = {
-    "text": {"is_causal": False, "pooling": "last", "projection_bias": True},
-    "vision": {
-        "use_projection": False,
-        "pooling": "map",
-        "use_class_token": False,
-        "patch_bias": True,
-        "use_pre_norm": False,
-        "final_norm": "tokens",
-    },
-    "objective": "sigmoid",
-    "projection_dim": 32,
-}
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,16 @@ from torch import nn
 
 from hf_vitfm import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from hf_vitfm.models.modeling_pooling import AttentionPooling
-from tests.tiny import TEXT_FIELDS, VISION_FIELDS, random_images, random_texts, randomize, tiny_clip, tiny_config
-
-
-SIGLIP = {
-    "text": {"is_causal": False, "pooling": "last", "projection_bias": True},
-    "vision": {
-        "use_projection": False,
-        "pooling": "map",
-        "use_class_token": False,
-        "patch_bias": True,
-        "use_pre_norm": False,
-        "final_norm": "tokens",
-    },
-    "objective": "sigmoid",
-    "projection_dim": 32,
-}
+from tests.tiny import (
+    SIGLIP,
+    TEXT_FIELDS,
+    VISION_FIELDS,
+    random_images,
+    random_texts,
+    randomize,
+    tiny_clip,
+    tiny_config,
+)
 
 
 def pooling(implementation="sdpa") -> AttentionPooling:

@@ -11,8 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from hf_vitfm import CLIPModel, MAEConfig, MAEForPreTraining, ViTForImageClassification
-from tests.models.test_clip_options import SIGLIP
-from tests.tiny import MAE_FIELDS, OPTIONS, tiny_clip, tiny_clip_config, tiny_config
+from tests.tiny import MAE_FIELDS, OPTIONS, SIGLIP, tiny_clip, tiny_clip_config, tiny_config
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
