@@ -4,14 +4,15 @@ Read are models of open_clip's own vision transformer and text transformer, as i
 (`text.` before the names of the text tower) save them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from ..models.configuration_clip import VitfmCLIPConfig
+from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import (
     CLIPTextModel,
@@ -36,18 +37,17 @@ UNKNOWN_ACTIVATION = (
 )
 # Numbers that OpenAI's archives keep among the weights, and that say nothing which the shapes do not.
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-_TEXT, _VISION = "text.", "visual."
 _TEXT_MODULES = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 # Our weights that have axes of length 1 in front which theirs lack, and those that are multiplied from the other side.
 _LEADING = {"vision_model.embeddings.cls_token": 2, "vision_model.embeddings.position_embeddings": 1}
-_PROJECTIONS = {"text_projection.weight": "text.text_projection", "visual_projection.weight": "visual.proj"}
+_PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
 
 
 def matches(config: Mapping, keys: Mapping | set) -> bool:
     """Whether a parsed configuration, or the names of weights without one, are open_clip's."""
     if config:
         return "model_cfg" in config
-    is_named = "logit_scale" in keys and any(name.startswith(_VISION) for name in keys)
+    is_named = "logit_scale" in keys and any(name.startswith("visual.") for name in keys)
     return is_named and not any(name in keys for name in OPENAI_NUMBERS)
 
 
@@ -75,7 +75,7 @@ def _text_rules(config) -> list[Rule]:
     return [
         Rule(f"{embeddings}.token_embedding.weight", ("text.token_embedding.weight",)),
         Rule(f"{embeddings}.position_embedding.weight", ("text.positional_embedding",)),
-        *_layer_rules("text_model.", _TEXT, config),
+        *_layer_rules("text_model.", "text.", config),
         *with_bias("text_model.final_layer_norm", "text.ln_final"),
         *projection,
     ]
@@ -88,10 +88,31 @@ def _vision_rules(config) -> list[Rule]:
         Rule(f"{embeddings}.position_embeddings", ("visual.positional_embedding",)),
         Rule(f"{embeddings}.patch_embeddings.projection.weight", ("visual.conv1.weight",)),
         *(with_bias("vision_model.pre_layrnorm", "visual.ln_pre") if config.use_pre_norm else []),
-        *_layer_rules("vision_model.", _VISION, config),
+        *_layer_rules("vision_model.", "visual.", config),
         *with_bias("vision_model.post_layernorm", "visual.ln_post"),
         Rule("visual_projection.weight", ("visual.proj",)),
     ]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A tower and its projection.
+
+    Attributes:
+        theirs: what their names begin with.
+        ours: what our names begin with, of the tower and of the projection.
+        config: the tower's place in our configuration.
+        rules: makes the table of names for a tower's configuration.
+    """
+
+    theirs: str
+    ours: tuple[str, str]
+    config: str
+    rules: Callable[[VitfmCLIPTextConfig | VitfmCLIPVisionConfig], list[Rule]]
+
+
+_TEXT = _Side("text.", ("text_model.", "text_projection."), "text_config", _text_rules)
+_VISION = _Side("visual.", ("vision_model.", "visual_projection."), "vision_config", _vision_rules)
 
 
 def _factor_rules(config: VitfmCLIPConfig) -> list[Rule]:
@@ -99,14 +120,17 @@ def _factor_rules(config: VitfmCLIPConfig) -> list[Rule]:
     return [Rule(name, (name,)) for name in names]
 
 
-def _is_transposed(ours: str, config: VitfmCLIPConfig) -> bool:
-    """Whether a projection is a bare matrix, (in, out); with a bias it is a dense layer, (out, in) as ours."""
-    return ours in _PROJECTIONS and not (ours.startswith("text") and config.text_config.projection_bias)
+def _turned(name: str, tensor: Tensor, config: VitfmCLIPConfig) -> Tensor:
+    """A projection's matrix the other way round, which is bare, (in, out), unless there is a bias; others as they are."""
+    is_dense = name.startswith("text") and config.text_config.projection_bias
+    return tensor.t() if name in _PROJECTIONS and not is_dense else tensor
 
 
 def with_text_prefix(weights: Mapping) -> dict:
     """The weights, those of the text tower with their prefix in `CustomTextCLIP`, which `CLIP` leaves out."""
-    return {f"{_TEXT}{name}" if name.startswith(_TEXT_MODULES) else name: tensor for name, tensor in weights.items()}
+    return {
+        f"{_TEXT.theirs}{name}" if name.startswith(_TEXT_MODULES) else name: value for name, value in weights.items()
+    }
 
 
 def convert(model_class: type, model_cfg: Mapping, weights: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -120,44 +144,29 @@ def convert(model_class: type, model_cfg: Mapping, weights: dict[str, Tensor]) -
     fields = our_fields(model_cfg)
     config = VitfmCLIPConfig.from_dict(fields)
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    if (
-        config.objective == "sigmoid" and "logit_scale" in weights
-    ):  # as open_clip begins with a model of CLIP's objective
-        weights.setdefault("logit_bias", torch.zeros_like(weights["logit_scale"]))
-    parts = {
-        _TEXT: (_text_rules(config.text_config), config.text_config.num_hidden_layers),
-        _VISION: (_vision_rules(config.vision_config), config.vision_config.num_hidden_layers),
-    }
-    if not issubclass(model_class, CLIPModel):
-        chosen = _TEXT if is_text(model_class) else _VISION
-        converted = _converted(weights, chosen, parts, config)
-        fields = {
-            **fields["text_config" if chosen == _TEXT else "vision_config"],
-            "projection_dim": config.projection_dim,
-        }
-        if issubclass(model_class, CLIPTextModel | CLIPVisionModel):
-            prefix = f"{model_class.base_model_prefix}."
-            converted = {
-                name.removeprefix(prefix): tensor for name, tensor in converted.items() if name not in _PROJECTIONS
-            }
-            converted.pop("text_projection.bias", None)
-        return fields, converted
-    rest = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(parts))}
-    factors = to_ours(rest, _factor_rules(config), num_layers=0)
-    converted = {name: tensor.reshape(()) for name, tensor in factors.items()}
-    for prefix in parts:
-        converted |= _converted(weights, prefix, parts, config)
-    return fields, converted
+    if issubclass(model_class, CLIPModel):
+        prefixes = (_TEXT.theirs, _VISION.theirs)
+        factors = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+        if config.objective == "sigmoid" and "logit_scale" in factors:
+            # What open_clip does where training with the bias begins at a model without.
+            factors.setdefault("logit_bias", torch.zeros_like(factors["logit_scale"]))
+        factors = to_ours(factors, _factor_rules(config), num_layers=0)
+        factors = {name: tensor.reshape(()) for name, tensor in factors.items()}
+        return fields, {**factors, **_our_side(_TEXT, config, weights), **_our_side(_VISION, config, weights)}
+    side = _TEXT if is_text(model_class) else _VISION
+    converted = _our_side(side, config, weights)
+    if issubclass(model_class, CLIPTextModel | CLIPVisionModel):
+        tower, _ = side.ours
+        converted = {name.removeprefix(tower): tensor for name, tensor in converted.items() if name.startswith(tower)}
+    return {**fields[side.config], "projection_dim": config.projection_dim}, converted
 
 
-def _converted(weights: dict[str, Tensor], prefix: str, parts: dict, config: VitfmCLIPConfig) -> dict[str, Tensor]:
-    """The weights of the tower that has a prefix, and of its projection, under their names in our whole model."""
-    rules, num_layers = parts[prefix]
-    tower = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    converted = {
-        name: tensor[(None,) * _LEADING.get(name, 0)] for name, tensor in to_ours(tower, rules, num_layers).items()
-    }
-    return {name: tensor.t() if _is_transposed(name, config) else tensor for name, tensor in converted.items()}
+def _our_side(side: _Side, config: VitfmCLIPConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a tower and its projection, under their names in our whole model."""
+    tower = {name: tensor for name, tensor in weights.items() if name.startswith(side.theirs)}
+    tower_config = getattr(config, side.config)
+    converted = to_ours(tower, side.rules(tower_config), tower_config.num_hidden_layers)
+    return {name: _turned(name, tensor[(None,) * _LEADING.get(name, 0)], config) for name, tensor in converted.items()}
 
 
 def read(model_class: type, saved: Mapping, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -185,21 +194,18 @@ def their_weights(model: CLIPModel) -> dict[str, Tensor]:
     Args:
         model: one whose configuration the format can hold.
     """
-    config, weights = model.config, {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor[(0,) * _LEADING.get(name, 0)]
-        weights[name] = tensor.t() if _is_transposed(name, config) else tensor
-    names = {
-        "text_config": ("text_model.", "text_projection."),
-        "vision_config": ("vision_model.", "visual_projection."),
+    config = model.config
+    weights = {
+        name: _turned(name, tensor[(0,) * _LEADING.get(name, 0)], config)
+        for name, tensor in model.state_dict().items()
     }
-    rules = {"text_config": _text_rules(config.text_config), "vision_config": _vision_rules(config.vision_config)}
-    factors = {name: tensor for name, tensor in weights.items() if not name.startswith(sum(names.values(), ()))}
-    converted = to_theirs(factors, _factor_rules(config), 0)
-    for part, prefixes in names.items():
-        tower = {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
-        converted |= to_theirs(tower, rules[part], getattr(config, part).num_hidden_layers)
-    return {name.removeprefix(_TEXT): tensor for name, tensor in converted.items()}
+    factors = {name: tensor for name, tensor in weights.items() if not name.startswith((*_TEXT.ours, *_VISION.ours))}
+    converted = to_theirs(factors, _factor_rules(config), num_layers=0)
+    for side in (_TEXT, _VISION):
+        tower = {name: tensor for name, tensor in weights.items() if name.startswith(side.ours)}
+        tower_config = getattr(config, side.config)
+        converted |= to_theirs(tower, side.rules(tower_config), tower_config.num_hidden_layers)
+    return {name.removeprefix(_TEXT.theirs): tensor for name, tensor in converted.items()}
 
 
 def write(model: CLIPModel, image_processor=None) -> dict[str, dict]:
@@ -221,13 +227,13 @@ def write(model: CLIPModel, image_processor=None) -> dict[str, dict]:
 WRITERS = {VitfmCLIPConfig.model_type: write}
 
 
-def image_processor(config: Mapping, shapes: Mapping[str, tuple], backend: str = "torchvision"):
+def image_processor(config: Mapping, shapes: Mapping[str, tuple], backend: str | None = None):
     """Build the image processor of transformers with the pixels of open_clip's own transform for evaluation.
 
     Args:
         config: the content of open_clip_config.json, {} if there is none.
         shapes: of the weights by name, which tell the size of the images where there is no configuration.
-        backend: "torchvision" or "pil".
+        backend: "torchvision" or "pil"; by default torchvision.
     """
     model_cfg = config.get("model_cfg")
     if model_cfg is None:

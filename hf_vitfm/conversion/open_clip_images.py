@@ -11,13 +11,13 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _ADVICE = "Take the transform that `open_clip.create_model_and_transforms` returns."
 
 
-def our_image_processor(preprocess_cfg: dict, image_size, backend: str = "torchvision"):
+def our_image_processor(preprocess_cfg: dict, image_size, backend: str | None = None):
     """The image processor that does what open_clip's transform for evaluation does.
 
     Args:
         preprocess_cfg: fields `mean`, `std`, `interpolation`, `resize_mode`; those that are not there are OpenAI's.
         image_size: pixels, one number or (height, width), of the model's images.
-        backend: "torchvision" or "pil".
+        backend: "torchvision" or "pil"; by default torchvision.
 
     Raises:
         ValueError: for a way to resize that no image processor of transformers has.
@@ -39,8 +39,8 @@ def our_image_processor(preprocess_cfg: dict, image_size, backend: str = "torchv
         )
     statistics = {"image_mean": given.get("mean", OPENAI_MEAN), "image_std": given.get("std", OPENAI_STD)}
     statistics = {name: [value] * 3 if isinstance(value, float) else list(value) for name, value in statistics.items()}
-    classes = {"torchvision": center_crop.CLIPImageProcessor, "pil": center_crop.CLIPImageProcessorPil}
-    return classes[backend](**geometry, **statistics, resample=RESAMPLE[interpolation])
+    build = center_crop.CLIPImageProcessorPil if backend == "pil" else center_crop.CLIPImageProcessor
+    return build(**geometry, **statistics, resample=RESAMPLE[interpolation])
 
 
 def their_preprocess_cfg(image_processor: transformers.BaseImageProcessor | None, image_size) -> dict:

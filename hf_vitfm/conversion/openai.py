@@ -77,7 +77,7 @@ def write(model: CLIPModel, image_processor=None) -> dict[str, dict]:
 WRITERS = {VitfmCLIPConfig.model_type: write}
 
 
-def image_processor(config: Mapping, shapes: Mapping[str, tuple], backend: str = "torchvision"):
+def image_processor(config: Mapping, shapes: Mapping[str, tuple], backend: str | None = None):
     """Build the image processor of transformers with the pixels of OpenAI's own transform; see open_clip's on the arguments."""
     return open_clip.image_processor({}, shapes, backend)
 
