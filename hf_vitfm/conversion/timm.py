@@ -189,10 +189,8 @@ def NOTES(config: dict, shapes: Shapes) -> list[str]:  # noqa: N802
     """What is known to differ between a file's configuration and how its weights were trained."""
     architecture, _, pretrained = parse(config)
     notes = []
-    if (
-        any("quickgelu" in str(note).lower() for note in pretrained.get("notes") or ())
-        and "quickgelu" not in architecture
-    ):
+    is_quick = "quickgelu" in str(pretrained.get("notes")).lower()
+    if is_quick and "quickgelu" not in architecture:
         notes.append(
             "These weights were trained with QuickGELU; timm computes GELU under this name. Load with "
             '`hidden_act="quick_gelu"` for the original results.'

@@ -114,16 +114,17 @@ def _sides(size) -> tuple[int, ...]:
 
 
 def _crop_share(target: tuple[int, int], size: tuple[int, ...]) -> float:
-    """`crop_pct`, from which timm computes the size before the crop, rounding down.
+    """The shortest decimal `crop_pct` from which timm computes the size before the crop, rounding down.
 
     Raises:
         ValueError: if both sides do not have the same.
     """
-    share = target[0] / size[0]
-    if math.floor(target[0] / share) != size[0]:
-        share = target[0] / (size[0] + 0.5)
-    if len(size) == 2 and math.floor(target[1] / share) != size[1]:
-        raise ValueError(
-            f"timm cannot hold `size={size}` with `crop_size={target}`: it crops the same share of height and width."
-        )
-    return share
+    pairs = list(zip(target, size, strict=False))  # of one short edge, the first is both
+    largest = min(cropped / whole for cropped, whole in pairs)
+    for digits in range(1, 10):
+        share = math.floor(largest * 10**digits) / 10**digits
+        if share > 0 and all(math.floor(cropped / share) == whole for cropped, whole in pairs):
+            return share
+    raise ValueError(
+        f"timm cannot hold `size={size}` with `crop_size={target}`: it crops the same share of height and width."
+    )
