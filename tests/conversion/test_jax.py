@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scipy.ndimage
-import timm
 import torch
-import transformers
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from timm.models.vision_transformer import VisionTransformer
 
 from hf_vitfm import ViTForImageClassification, ViTModel
@@ -257,8 +257,10 @@ def test_other_files_are_not_taken_for_these():
 
 
 def test_pixels_are_those_of_googles_repositories():
-    processor = jax.image_processor({}, shapes(arrays("scan", "params/")))
-    assert isinstance(processor, transformers.ViTImageProcessor)
-    assert (dict(processor.size), processor.resample) == ({"height": 32, "width": 32}, 2)
-    config = timm.models.vision_transformer.default_cfgs["vit_base_patch16_224"].default
-    assert tuple(processor.image_mean) == config.mean and tuple(processor.image_std) == config.std
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    weights = shapes(arrays("scan", "params/"))
+    expected = np.asarray(photograph.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 127.5 - 1
+    found = jax.image_processor({}, weights, backend="pil")(photograph, return_tensors="np").pixel_values[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    found = jax.image_processor({}, weights)(photograph, return_tensors="np").pixel_values[0]
+    np.testing.assert_allclose(found, expected, atol=1.01 / 127.5)
