@@ -12,13 +12,20 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from ..models.modeling_mae import MAEPreTrainedModel
 from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_deit, transformers_dinov2, transformers_mae, transformers_vit
+from . import (
+    transformers_clip,
+    transformers_deit,
+    transformers_dinov2,
+    transformers_mae,
+    transformers_siglip,
+    transformers_vit,
+)
 
 
 OURS, TRANSFORMERS = "hf_vitfm", "transformers"
 # Modules that describe a format by NAME, matches, READERS, WRITERS and the like, in the order of preference. A source
 # that several formats match is read by the first.
-MODULES: tuple[str, ...] = ("mae_original", "deit", "jax", "timm")
+MODULES: tuple[str, ...] = ("open_clip", "openai", "mae_original", "deit", "jax", "timm")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,10 @@ _CLIP_TOWERS = {
     CLIPTextPreTrainedModel: transformers_clip.read_tower,
     CLIPVisionPreTrainedModel: transformers_clip.read_tower,
 }
+_SIGLIP_TOWERS = {
+    CLIPTextPreTrainedModel: transformers_siglip.read_tower,
+    CLIPVisionPreTrainedModel: transformers_siglip.read_tower,
+}
 FORMATS = (
     _own(VitfmViTConfig, {ViTPreTrainedModel: _as_saved}),
     # MAE's encoder is a ViT, so a ViT takes it from an MAE.
@@ -149,6 +160,16 @@ FORMATS = (
     ),
     _transformers(transformers_clip.TEXT_MODEL_TYPE, {CLIPTextPreTrainedModel: transformers_clip.read_tower}),
     _transformers(transformers_clip.VISION_MODEL_TYPE, {CLIPVisionPreTrainedModel: transformers_clip.read_tower}),
+    _transformers(
+        transformers_siglip.MODEL_TYPE,
+        {CLIPModel: transformers_siglip.read, **_SIGLIP_TOWERS},
+        transformers_siglip.write,
+        VitfmCLIPConfig,
+        VitfmCLIPTextConfig,
+        VitfmCLIPVisionConfig,
+    ),
+    _transformers(transformers_siglip.TEXT_MODEL_TYPE, {CLIPTextPreTrainedModel: transformers_siglip.read_tower}),
+    _transformers(transformers_siglip.VISION_MODEL_TYPE, {CLIPVisionPreTrainedModel: transformers_siglip.read_tower}),
     Format(
         transformers_dinov2.NAME,
         (transformers_dinov2.MODEL_TYPE, transformers_dinov2.REGISTERS_MODEL_TYPE),

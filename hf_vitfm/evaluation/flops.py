@@ -89,7 +89,10 @@ def _image(model: nn.Module) -> Cost:
     tokens = patches + embeddings.num_prefix_tokens
     cutting = 2 * patches * embeddings.patch_embeddings.projection.weight.numel()
     rest = _linear(model) - _linear(model.encoder)  # of the pooled output
-    return Cost(cutting + _stack(model.encoder, tokens) + 2 * rest, tokens)
+    pooling, attended = getattr(model, "attention_pooling", None), 0
+    if pooling is not None:  # one query looks at all tokens
+        attended = 2 * tokens * pooling.attention.qkv.weight.numel() + 4 * tokens * config.hidden_size
+    return Cost(cutting + _stack(model.encoder, tokens) + 2 * rest + attended, tokens)
 
 
 def _text(model: nn.Module) -> Cost:
