@@ -17,7 +17,7 @@ from .configuration_clip import VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from .modeling_base import VitfmPreTrainedModel
 from .modeling_embeddings import PositionTable, VisionEmbeddings
 from .modeling_encoder import Encoder
-from .modeling_pooling import AttentionPooling, pool_tokens, take_position, text_position
+from .modeling_pooling import MapPooling, pool_tokens, take_position, text_position
 
 
 @dataclass
@@ -48,13 +48,13 @@ class CLIPPreTrainedModel(VitfmPreTrainedModel):
     """
 
     accepts_loss_kwargs = False  # the loss is a mean over the pairs of this batch
-    _no_split_modules = ["TextEmbeddings", "VisionEmbeddings", "EncoderLayer", "AttentionPooling"]
+    _no_split_modules = ["TextEmbeddings", "VisionEmbeddings", "EncoderLayer", "MapPooling"]
 
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=getattr(module, "init_std", 0.02))
-        elif isinstance(module, AttentionPooling):  # Xavier's as JAX takes it for one row, which SigLIP's code has
+        elif isinstance(module, MapPooling):  # Xavier's as JAX takes it for one row, which SigLIP's code has
             bound = (6 / (1 + module.query.shape[-1])) ** 0.5
             init.uniform_(module.query, -bound, bound)
         else:
@@ -232,7 +232,7 @@ class CLIPVisionModel(CLIPVisionPreTrainedModel):
         self.pre_layrnorm = norm if config.use_pre_norm else nn.Identity()
         self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention_pooling = AttentionPooling(config) if config.pooling == "map" else None
+        self.attention_pooling = MapPooling(config) if config.pooling == "map" else None
         self.post_init()
 
     @can_return_tuple

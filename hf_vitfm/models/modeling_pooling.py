@@ -58,7 +58,7 @@ def pool_tokens(tokens: Tensor, pooling: str, attention_mask: Tensor | None = No
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-class AttentionPooling(nn.Module):
+class MapPooling(nn.Module):
     """A learned query that attends to all tokens, then an MLP: "MAP", the head of SigLIP's vision tower.
 
     From "Scaling Vision Transformers" (Zhai et al. 2022); there is no norm before the attention, and no residual around.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_vitfm import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from hf_vitfm.models.modeling_pooling import AttentionPooling
+from hf_vitfm.models.modeling_pooling import MapPooling
 from tests.tiny import (
     SIGLIP,
     TEXT_FIELDS,
@@ -18,10 +18,10 @@ from tests.tiny import (
 )
 
 
-def pooling(implementation="sdpa") -> AttentionPooling:
+def pooling(implementation="sdpa") -> MapPooling:
     config = tiny_config()
     config._attn_implementation = implementation
-    return randomize(AttentionPooling(config)).double()
+    return randomize(MapPooling(config)).double()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
