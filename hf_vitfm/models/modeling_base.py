@@ -233,7 +233,12 @@ class VitfmPreTrainedModel(PreTrainedModel):
         expected = set(cls.on_meta_device(cls.config_class.from_dict(saved)).state_dict())
         if model.base_model is not model and cls.__name__ not in (saved.get("architectures") or ()):
             expected = {name for name in expected if name.startswith(f"{cls.base_model_prefix}.")}
-        lost = sorted(expected & set(missing))
+        tables = {  # that are computed
+            f"{name}.position_embeddings"
+            for name, module in model.named_modules()
+            if isinstance(module, PositionTable) and not module.is_learned
+        }
+        lost = sorted((expected & set(missing)) - tables)
         if lost:
             raise ValueError(
                 f"{len(lost)} weights are missing in {str(source)!r}: {', '.join(lost[:5])}. The files are damaged or "

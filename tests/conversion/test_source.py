@@ -122,7 +122,6 @@ NOT_OURS = {
     "convnext": ("config.json", {"model_type": "convnext"}, "transformers' `ConvNextModel`"),
     "bit": ("config.json", {"model_type": "bit"}, "transformers' `BitModel`"),
     "beit": ("config.json", {"model_type": "beit"}, "transformers' `BeitModel`"),
-    "timm": ("config.json", {"architecture": "resnet50"}, "timm's architecture 'resnet50'.*`timm.create_model`"),
     "CLIP's ResNet": (
         "open_clip_config.json",
         {"model_cfg": {"vision_cfg": {"layers": [3, 4, 6, 3]}, "text_cfg": {}}},
@@ -142,6 +141,13 @@ def test_other_architectures_are_told_the_class_that_reads_them(tmp_path, name):
     (tmp_path / file_name).write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=rf"ViTModel cannot read .*{message}.*Readable are"):
+        ViTModel.from_pretrained(tmp_path)
+
+
+def test_timms_other_architectures_are_told_the_class_that_reads_them(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50"}))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="'resnet50' is not a plain.*transformers.AutoModelForImageClassification"):
         ViTModel.from_pretrained(tmp_path)
 
 
