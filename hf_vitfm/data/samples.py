@@ -18,7 +18,7 @@ _FILES = {
     "fashion-mnist": {"train": "fashion_mnist_train.parquet", "test": "fashion_mnist_test.parquet"},
 }
 
-CHECKPOINT_NAMES = ("fashion-mae",)
+CHECKPOINT_NAMES = ("emoji-clip", "fashion-mae")
 
 SAMPLE_NAMES = tuple(sorted(_FILES))
 
@@ -74,10 +74,12 @@ def sample_checkpoint(name: str) -> Path:
     """Find one of the small checkpoints that ship with the package, without the network.
 
     Args:
-        name: "fashion-mae", a masked autoencoder pre-trained on the training images of Fashion-MNIST (28 x 28 pixels).
+        name: "fashion-mae", a masked autoencoder pre-trained on the training images of Fashion-MNIST (28 x 28 pixels);
+            "emoji-clip", a CLIP trained on Google's drawings of emoji and their names (32 x 32 pixels).
 
     Returns:
-        The folder with config.json, model.safetensors and preprocessor_config.json, for `from_pretrained`.
+        The folder with config.json, model.safetensors and preprocessor_config.json (and a tokenizer's files, of a CLIP),
+        for `from_pretrained`.
 
     Raises:
         ValueError: if there is no checkpoint of that name.

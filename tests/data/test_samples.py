@@ -72,5 +72,5 @@ def test_every_embedded_file_is_in_the_notice():
 
 
 def test_unknown_checkpoint_lists_the_names():
-    with pytest.raises(ValueError, match="fashion-mae; got 'fashion-mnist'"):
+    with pytest.raises(ValueError, match="emoji-clip, fashion-mae; got 'fashion-mnist'"):
         sample_checkpoint("fashion-mnist")
