@@ -38,6 +38,22 @@ TEXT_FIELDS = {
 VISION_FIELDS = {**TOWER_FIELDS, "intermediate_size": 40, "image_size": 32, "patch_size": 8}
 
 
+# What makes of `tiny_clip` a model such as SigLIP.
+SIGLIP = {
+    "text": {"is_causal": False, "pooling": "last", "projection_bias": True},
+    "vision": {
+        "use_projection": False,
+        "pooling": "map",
+        "use_class_token": False,
+        "patch_bias": True,
+        "use_pre_norm": False,
+        "final_norm": "tokens",
+    },
+    "objective": "sigmoid",
+    "projection_dim": 32,
+}
+
+
 def tiny_config(**fields) -> ViTConfig:
     """A configuration of 16 patches and three layers."""
     return ViTConfig(**{**FIELDS, **fields})
@@ -105,6 +121,14 @@ OPTIONS = {
     "head of small normals": {"head_init": "trunc_normal"},
     "no qkv bias": {"qkv_bias": False},
     "not square": {"image_size": (32, 48), "patch_size": (16, 8)},
+    "gated with pre-norm": {
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+        "use_pre_norm": True,
+        "pooling": "cls_mean",
+        "num_register_tokens": 2,
+    },
+    "norm before the mean": {"pooling": "mean", "final_norm": "tokens"},
     "all with class token": {
         "num_register_tokens": 2,
         "use_distillation_token": True,

@@ -155,11 +155,12 @@ def architecture(config: dict) -> str:
     """How the model works."""
     if not _is_vit(config):
         return ""
-    pooled = "the mean of the patch tokens" if config["pooling"] == "mean" else "the class token"
+    pooled = {"cls": "the class token", "mean": "the mean of the patch tokens"}
+    pooled["cls_mean"] = " and ".join(pooled.values())
     return (
         f"{cutting(config)} Each becomes a vector of {config['hidden_size']} numbers, and "
         f"{config['num_hidden_layers']} transformer layers of {config['num_attention_heads']} attention heads relate "
-        f"them to each other. A linear layer reads the answer off {pooled}."
+        f"them to each other. A linear layer reads the answer off {pooled[config['pooling']]}."
     )
 
 

@@ -2,58 +2,99 @@
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from .files import check_source
+from .detect import Detected, detect
+from .source import WHERE, Source
 
 
-def load_image_processor(source, image_size=None, **kwargs):
+def load_image_processor(source, image_size=None, source_format: str | None = None, **kwargs):
     """Load transformers' image processor of a checkpoint.
 
     Args:
-        source: folder or Hub id, in any format that `from_pretrained` reads.
+        source: folder, weight file or Hub id, in any format that `from_pretrained` reads.
         image_size: pixels, one number or (height, width): set the processor to this size, as for a model that is
             loaded with the same `image_size`. A resize of the short side before a centre crop keeps its proportion.
+        source_format: as in `from_pretrained`, for a source that has several.
         **kwargs: passed on (`revision`, `token`, `subfolder`, ...).
 
     Raises:
         FileNotFoundError: if the source is a path that does not exist.
-        OSError: if the source has no preprocessor_config.json.
+        OSError: if the source has no preprocessor_config.json and is of a format that needs one.
+        ValueError: if it says nothing of preprocessing in any format that is known.
     """
-    check_source(source)
-    try:
-        processor = AutoImageProcessor.from_pretrained(source, **kwargs)
-    except OSError as error:
-        raise OSError(
-            f"{str(source)!r} has no readable preprocessor_config.json. Save the processor beside the model "
-            "(`processor.save_pretrained(folder)`), or build one, such as transformers' `ViTImageProcessor(size=...)`."
-        ) from error
+    place, rest = _split(source, kwargs)
+    is_ours = source_format is None and any(map(place.find, ("preprocessor_config.json", "processor_config.json")))
+    found = None if is_ours else _detected(place, source_format)
+    if found is not None and found.format.image_processor is not None:
+        processor = found.format.image_processor(found.candidate.config, found.candidate.shapes, **rest)
+    else:
+        processor = _transformers_image_processor(place, kwargs)
     if image_size is not None:
         _set_size(processor, image_size)
     return processor
 
 
-def load_tokenizer(source, **kwargs):
+def load_tokenizer(source, source_format: str | None = None, **kwargs):
     """Load transformers' tokenizer of a checkpoint.
 
     Args:
-        source: folder or Hub id, in any format that `from_pretrained` reads.
+        source: folder, weight file or Hub id, in any format that `from_pretrained` reads.
+        source_format: as in `from_pretrained`, for a source that has several.
         **kwargs: passed on (`revision`, `token`, `subfolder`, ...).
 
     Raises:
         FileNotFoundError: if the source is a path that does not exist.
         OSError: if the source has no files of a tokenizer, or they cannot be read.
     """
-    check_source(source)
+    place, _ = _split(source, kwargs)
+    has_files = source_format is None and any(
+        map(place.find, ("tokenizer_config.json", "tokenizer.json", "vocab.json"))
+    )
+    found = None if has_files else _detected(place, source_format)
+    if found is not None and found.format.tokenizer is not None:
+        elsewhere = {name: value for name, value in place.where.items() if name not in ("revision", "subfolder")}
+        return found.format.tokenizer(found.candidate.config, **elsewhere)  # its files are in another repository
+    return _transformers_tokenizer(place, kwargs)
+
+
+def _split(source, kwargs: dict) -> tuple[Source, dict]:
+    """(the source, the arguments that do not say where it is)."""
+    where = {name: kwargs[name] for name in WHERE if name in kwargs}
+    return Source(source, **where), {name: value for name, value in kwargs.items() if name not in where}
+
+
+def _detected(place: Source, source_format: str | None) -> Detected | None:
+    try:
+        return detect(place, source_format)
+    except (OSError, ValueError):
+        if source_format is not None:
+            raise
+        return None  # a processor may lie alone; what is missing is said by transformers' loader
+
+
+def _transformers_image_processor(place: Source, kwargs: dict):
+    try:
+        return AutoImageProcessor.from_pretrained(place.folder, **kwargs)
+    except OSError as error:
+        raise OSError(
+            place.why_absent()
+            or f"{place.name!r} has no readable preprocessor_config.json. Save the processor beside the model "
+            "(`processor.save_pretrained(folder)`), or build one, such as transformers' `ViTImageProcessor(size=...)`."
+        ) from error
+
+
+def _transformers_tokenizer(place: Source, kwargs: dict):
     advice = (
         "Save the tokenizer beside the model (`tokenizer.save_pretrained(folder)`); where there is none, "
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **kwargs)
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
-        raise OSError(f"{str(source)!r} has no tokenizer that can be read: {error} {advice}") from error
+        reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {error} {advice}"
+        raise OSError(reason) from error
     # Where files lack, transformers builds the class that config.json calls for, with special tokens and nothing else.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise OSError(f"{str(source)!r} has no files of a tokenizer. {advice}")
+        raise OSError(f"{place.name!r} has no files of a tokenizer. {advice}")
     return tokenizer
 
 

@@ -1,61 +1,82 @@
-"""Which format a source has, and its conversion to ours."""
+"""Reading a checkpoint of any format as one of our models."""
+
+import logging
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..models.modeling_clip import CLIPModel
-from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
-from ..models.modeling_mae import MAEPreTrainedModel
-from ..models.modeling_vit import ViTPreTrainedModel
-from . import transformers_clip, transformers_mae, transformers_vit
-from .files import read_state_dict
+from .detect import detect
+from .limits import check_config, check_size, count_values
+from .source import Source
 
 
-# Which of our models a format can become, and by what. MAE's encoder is a ViT, so a ViT takes it from an MAE.
-READERS = {
-    ViTPreTrainedModel: {
-        transformers_vit.MODEL_TYPE: transformers_vit.read,
-        transformers_mae.MODEL_TYPE: transformers_mae.read_encoder,
-        transformers_mae.OUR_MODEL_TYPE: transformers_mae.read_our_encoder,
-    },
-    MAEPreTrainedModel: {transformers_mae.MODEL_TYPE: transformers_mae.read},
-    CLIPModel: {transformers_clip.MODEL_TYPE: transformers_clip.read},
-    CLIPTextPreTrainedModel: {
-        transformers_clip.MODEL_TYPE: transformers_clip.read_tower,
-        transformers_clip.TEXT_MODEL_TYPE: transformers_clip.read_tower,
-        transformers_clip.OUR_MODEL_TYPE: transformers_clip.read_our_tower,
-    },
-    CLIPVisionPreTrainedModel: {
-        transformers_clip.MODEL_TYPE: transformers_clip.read_tower,
-        transformers_clip.VISION_MODEL_TYPE: transformers_clip.read_tower,
-        transformers_clip.OUR_MODEL_TYPE: transformers_clip.read_our_tower,
-    },
-}
+logger = logging.getLogger(__name__)
 
 
-def read_checkpoint(model_class: type, source, saved: dict, **where) -> tuple[dict, dict[str, Tensor]]:
-    """Read a checkpoint that this library did not write.
+def read_checkpoint(
+    model_class: type, source, source_format: str | None = None, given: Mapping | None = None, **where
+) -> tuple[dict, dict[str, Tensor]]:
+    """Read a checkpoint that is not a folder or repository of this class's own format.
 
     Args:
         model_class: our class that is to be built.
-        source: folder or Hub id.
-        saved: its config.json, {} if it has none.
+        source: folder, weight file or Hub id.
+        source_format: name of the format, where the source has several or is not recognised.
+        given: fields of our configuration that replace what the source says, for those that it does not say.
         **where: `revision`, `token`, `subfolder`, ... as `from_pretrained` takes them.
 
     Returns:
         Fields of our configuration, and weights under our names.
 
     Raises:
-        ValueError: if the format is not known, or the weights do not match their configuration.
+        ValueError: if the format is not known, the weights do not match their configuration, or are no numbers with
+            a fraction.
+        OSError: if files are missing or cannot be reached.
     """
-    model_type = saved.get("model_type")
-    readers = next((readers for base, readers in READERS.items() if issubclass(model_class, base)), {})
-    if model_type not in readers:
-        found = f"`model_type` {model_type!r}" if model_type else "no config.json with a `model_type`"
+    found = detect(Source(source, **where), source_format, model_class)
+    saved = found.candidate.config
+    state_dict = found.candidate.state_dict()
+    check_config(saved, len(state_dict))
+    try:
+        config, state_dict = found.format.reader(model_class)(model_class, saved, state_dict)
+    except ValueError:
+        raise
+    except Exception as error:
+        # A reader takes files to be as their library writes them; the ways in which they can be damaged have no end.
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{model_class.__name__} cannot read {str(source)!r}: {found}. Readable are folders and Hub repositories "
-            f"that this library saved ({model_class.config_class.model_type!r}) or with `model_type` "
-            f"{', '.join(repr(name) for name in readers)}."
+            f"{str(source)!r} looks like {found.format.name}'s format, and its configuration or weights are not as that "
+            f"has them ({type(error).__name__}: {reason}). The files are damaged or of another kind."
+        ) from error
+    config = filled_in(config, given or {})
+    whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
+    if whole:
+        raise ValueError(
+            f"{len(whole)} weights of {str(source)!r} are not floating-point numbers: {', '.join(whole[:5])}. The file is "
+            "damaged, or quantised in a way that is not read; use the unquantised weights."
         )
-    config, state_dict = readers[model_type](model_class, saved, read_state_dict(source, **where))
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
-    return ({**config, "dtype": dtype} if dtype else config), state_dict
+    config = {**config, "dtype": dtype} if dtype else config
+    check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
+    return config, state_dict
+
+
+def filled_in(config: dict, given: Mapping) -> dict:
+    """A configuration with what weights alone do not tell: no shape depends on the number of heads.
+
+    Args:
+        config: fields of our configuration; None stands for a number that is not known.
+        given: fields that the caller gave.
+
+    Raises:
+        ValueError: if a number is neither known nor given.
+    """
+    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        if name in config and config[name] is None:
+            if given.get(name) is None:
+                raise ValueError(
+                    f"The weights do not tell `{name}`, and no published model has their width. Pass it: "
+                    f"`from_pretrained(..., {name}=...)`."
+                )
+            config = {**config, name: given[name]}
+    return config

@@ -4,18 +4,18 @@ A tower's file may hold a projection or not; either becomes our tower with or wi
 name a tower's weights with its prefix or, alone, without.
 """
 
-from dataclasses import dataclass
-
 import transformers
 from torch import Tensor
 
 from ..models.configuration_base import as_pair
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from ..models.modeling_clip import CLIPModel
-from ..models.modeling_clip_towers import CLIPTextModel, CLIPTextPreTrainedModel, CLIPVisionModel
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .refusal import refuse, refuse_foreign_tower
+from .rules import Rule, to_ours, with_bias
+from .towers import Tower, assemble, is_text, our_weights, part, prefixed, projection_of, their_weights
 
 
+LIBRARY = "transformers' CLIP"
 MODEL_TYPE = "clip"
 TEXT_MODEL_TYPE = "clip_text_model"
 VISION_MODEL_TYPE = "clip_vision_model"
@@ -25,8 +25,22 @@ OUR_MODEL_TYPE = VitfmCLIPConfig.model_type
 # transformers takes for "the highest id"; that goes wrong once tokens have been added behind the end token.
 OPENAI_END, LEGACY_END = 49407, 2
 
+# What a refusal sends to open_clip's format.
+OPEN_CLIP_HOLDS = (
+    "image_size",
+    "is_causal",
+    "layer_scale_init_value",
+    "final_norm",
+    "objective",
+    "patch_size",
+    "pooling",
+    "position_embedding_type",
+    "projection_bias",
+    "use_pre_norm",
+)
+
 # Ours -> theirs, where both mean the same.
-_TOWER_FIELDS = {
+TOWER_FIELDS = {
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_hidden_layers",
     "num_attention_heads": "num_attention_heads",
@@ -37,16 +51,16 @@ _TOWER_FIELDS = {
     "projection_dim": "projection_dim",
 }
 _TEXT_FIELDS = {
-    **_TOWER_FIELDS,
+    **TOWER_FIELDS,
     **{
         name: name
         for name in ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
     },
 }
-_VISION_FIELDS = {**_TOWER_FIELDS, **{name: name for name in ("image_size", "patch_size", "num_channels")}}
+_VISION_FIELDS = {**TOWER_FIELDS, **{name: name for name in ("image_size", "patch_size", "num_channels")}}
 
 _LAYER = "encoder.layers.{i}"
-_LAYER_RULES = [
+LAYER_RULES = [
     *with_bias(f"{_LAYER}.norm1", f"{_LAYER}.layer_norm1"),
     *with_bias(f"{_LAYER}.attention.qkv", *(f"{_LAYER}.self_attn.{part}_proj" for part in "qkv")),
     *with_bias(f"{_LAYER}.attention.proj", f"{_LAYER}.self_attn.out_proj"),
@@ -57,7 +71,7 @@ _LAYER_RULES = [
 _TEXT_RULES = [
     Rule("embeddings.token_embedding.weight", ("embeddings.token_embedding.weight",)),
     Rule("embeddings.position_embedding.weight", ("embeddings.position_embedding.weight",)),
-    *_LAYER_RULES,
+    *LAYER_RULES,
     *with_bias("final_layer_norm", "final_layer_norm"),
 ]
 _VISION_RULES = [
@@ -65,54 +79,22 @@ _VISION_RULES = [
     Rule("embeddings.position_embeddings", ("embeddings.position_embedding.weight",)),
     Rule("embeddings.patch_embeddings.projection.weight", ("embeddings.patch_embedding.weight",)),
     *with_bias("pre_layrnorm", "pre_layrnorm"),
-    *_LAYER_RULES,
+    *LAYER_RULES,
     *with_bias("post_layernorm", "post_layernorm"),
 ]
 
 
-@dataclass(frozen=True)
-class _Tower:
-    """What differs between the towers.
-
-    Attributes:
-        name: its prefix among the weights of a whole, without the dot.
-        projection: the name of its projection's matrix.
-        ours: our configuration class.
-        theirs: transformers' configuration class.
-        fields: names of fields, ours -> theirs.
-        rules: names of weights.
-        leading: our weights that have axes of length 1 in front which theirs lack, and how many.
-    """
-
-    name: str
-    projection: str
-    ours: type
-    theirs: type
-    fields: dict[str, str]
-    rules: list[Rule]
-    leading: dict[str, int]
-
-    @property
-    def config(self) -> str:
-        return self.name.replace("model", "config")
-
-    @property
-    def prefix(self) -> str:
-        return f"{self.name}."
-
-
-_TEXT = _Tower(
+_TEXT = Tower(
     "text_model",
-    "text_projection.weight",
+    "text_projection",
     VitfmCLIPTextConfig,
     transformers.CLIPTextConfig,
     _TEXT_FIELDS,
     _TEXT_RULES,
-    {},
 )
-_VISION = _Tower(
+_VISION = Tower(
     "vision_model",
-    "visual_projection.weight",
+    "visual_projection",
     VitfmCLIPVisionConfig,
     transformers.CLIPVisionConfig,
     _VISION_FIELDS,
@@ -121,38 +103,15 @@ _VISION = _Tower(
 )
 
 
-def _tower_of(model_class: type) -> _Tower:
-    return _TEXT if issubclass(model_class, CLIPTextPreTrainedModel) else _VISION
+def _tower_of(model_class: type) -> Tower:
+    return _TEXT if is_text(model_class) else _VISION
 
 
-def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
-
-
-def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights with a prefix, without it, and without the numbered positions that old files hold."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(prefix) and not name.endswith("embeddings.position_ids")
-    }
-
-
-def _our_fields(tower: _Tower, theirs: transformers.PreTrainedConfig) -> dict:
+def _our_fields(tower: Tower, theirs: transformers.PreTrainedConfig) -> dict:
     fields = {ours: getattr(theirs, name) for ours, name in tower.fields.items()}
     if fields.get("eos_token_id") == LEGACY_END:
         fields |= {"eos_token_id": OPENAI_END} if theirs.vocab_size > OPENAI_END else {"pooling": "argmax"}
     return fields
-
-
-def _our_weights(tower: _Tower, weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    weights = to_ours(weights, tower.rules, num_layers)
-    return {name: tensor[(None,) * tower.leading.get(name, 0)] for name, tensor in weights.items()}
-
-
-def _their_weights(tower: _Tower, weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    weights = {name: tensor[(0,) * tower.leading.get(name, 0)] for name, tensor in weights.items()}
-    return to_theirs(weights, tower.rules, num_layers)
 
 
 def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -164,10 +123,10 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     for tower in (_TEXT, _VISION):
         tower_config = getattr(theirs, tower.config)
         config[tower.config] = _our_fields(tower, tower_config)
-        weights = _our_weights(tower, _part(rest, tower.prefix), tower_config.num_hidden_layers)
-        converted |= _prefixed(weights, tower.prefix)
+        weights = our_weights(tower, part(rest, tower.prefix), tower_config.num_hidden_layers)
+        converted |= prefixed(weights, tower.prefix)
         rest = {name: tensor for name, tensor in rest.items() if not name.startswith(tower.prefix)}
-    names = (_VISION.projection, _TEXT.projection, "logit_scale")
+    names = (f"{_VISION.projection}.weight", f"{_TEXT.projection}.weight", "logit_scale")
     converted |= to_ours(rest, [Rule(name, (name,)) for name in names], num_layers=0)
     converted["logit_scale"] = converted["logit_scale"].reshape(())
     return config, converted
@@ -176,20 +135,20 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
 def read_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """Convert one tower, of a file of both or of it alone; a projection that the model has and the file not is new."""
     tower = _tower_of(model_class)
-    projection = state_dict.get(tower.projection)
+    projection = projection_of(tower, state_dict)
     if saved.get("model_type") == MODEL_TYPE:
         whole = transformers.CLIPConfig.from_dict(saved)
         theirs, width = getattr(whole, tower.config), whole.projection_dim
-        weights = _part(state_dict, tower.prefix)
+        weights = part(state_dict, tower.prefix)
     else:
         theirs = tower.theirs.from_dict(saved)
         width = theirs.projection_dim
-        weights = {name: tensor for name, tensor in state_dict.items() if name != tower.projection}
+        weights = {name: tensor for name, tensor in state_dict.items() if name not in projection}
         has_prefix = any(name.startswith(tower.prefix) for name in weights)
-        weights = _part(weights, tower.prefix if has_prefix else "")
+        weights = part(weights, tower.prefix if has_prefix else "")
     fields = {**_our_fields(tower, theirs), "projection_dim": width}
-    weights = _our_weights(tower, weights, theirs.num_hidden_layers)
-    return fields, _assemble(model_class, weights, projection)
+    weights = our_weights(tower, weights, theirs.num_hidden_layers)
+    return fields, assemble(model_class, tower, weights, projection)
 
 
 def read_our_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -205,43 +164,32 @@ def read_our_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]
             f"The tower of this model has a {type(config).__name__}, it is not one of this library's. Load the whole by "
             f"`CLIPModel.from_pretrained` and take its `{tower.name}`."
         )
-    weights = _assemble(model_class, _part(state_dict, tower.prefix), state_dict.get(tower.projection))
+    weights = assemble(model_class, tower, part(state_dict, tower.prefix), projection_of(tower, state_dict))
     return {name: value for name, value in config.to_dict().items() if name in config.field_names()}, weights
 
 
-def _assemble(model_class: type, weights: dict[str, Tensor], projection: Tensor | None) -> dict[str, Tensor]:
-    """The weights of a tower as one of our classes names them."""
-    tower = _tower_of(model_class)
-    if issubclass(model_class, CLIPTextModel | CLIPVisionModel):
-        return weights
-    weights = _prefixed(weights, tower.prefix)
-    return weights if projection is None else {**weights, tower.projection: projection}
-
-
-def _refuse(tower: _Tower, config) -> None:
+def _refuse(tower: Tower, config) -> None:
     """Refuse what the format cannot hold, naming the field."""
-    if not isinstance(config, tower.ours):
-        raise ValueError(
-            f"transformers' CLIP cannot hold a {type(config).__name__} as `{tower.config}`. Save the model with "
-            "`save_pretrained`, in this library's own format."
-        )
-    required = {"layer_scale_init_value": None, "qkv_bias": True}
+    refuse_foreign_tower(config, tower.ours, LIBRARY, tower.config)
+    required = {"layer_scale_init_value": None, "qkv_bias": True, "use_gated_mlp": False}
     if tower is _VISION:
-        required |= {"pooling": "cls", "num_register_tokens": 0, "position_embedding_type": "learned"}
+        required |= {"use_projection": True, "pooling": "cls", "use_class_token": True, "patch_bias": False}
+        required |= {"use_pre_norm": True, "final_norm": "pooled", "trim_images": False}
+        required |= {"num_register_tokens": 0, "position_embedding_type": "learned"}
         for name in ("image_size", "patch_size"):
             side = as_pair(getattr(config, name))[0]
             required[name] = side if isinstance(getattr(config, name), int) else (side, side)
-    elif config.pooling == "eos" and config.eos_token_id == LEGACY_END:
-        required["eos_token_id"] = "any but 2, which means the highest id"
-    for name, value in required.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"transformers' CLIP cannot hold `{name}={getattr(config, name)!r}` in `{tower.config}` (only "
-                f"{value!r}). Save the model with `save_pretrained`, in this library's own format."
-            )
+    else:
+        required |= {"is_causal": True, "projection_bias": False}
+        if config.pooling == "last":
+            required["pooling"] = "eos"
+        elif config.pooling == "eos" and config.eos_token_id == LEGACY_END:
+            required["eos_token_id"] = "any but 2, which means the highest id"
+    held = {*OPEN_CLIP_HOLDS} - ({"pooling"} if config.pooling == "map" else set())
+    refuse(config, required, LIBRARY, tower.config, held)
 
 
-def _their_config(tower: _Tower, config, **more) -> transformers.PreTrainedConfig:
+def _their_config(tower: Tower, config, **more) -> transformers.PreTrainedConfig:
     _refuse(tower, config)
     fields = {name: getattr(config, ours) for ours, name in tower.fields.items()}
     if tower is _TEXT and config.pooling == "argmax":
@@ -261,15 +209,11 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
     if not isinstance(model, CLIPModel):
         tower = _tower_of(type(model))
         theirs = _their_config(tower, config, architectures=architecture)
-        rest = {name: state_dict.pop(name) for name in [tower.projection] if name in state_dict}
+        rest = {name: state_dict.pop(name) for name in projection_of(tower, state_dict)}
         weights = {name.removeprefix(tower.prefix): tensor for name, tensor in state_dict.items()}
-        weights = _their_weights(tower, weights, config.num_hidden_layers)
-        return theirs, {**_prefixed(weights, tower.prefix), **rest}
-    if config.objective != "softmax":
-        raise ValueError(
-            f"transformers' CLIP cannot hold `objective={config.objective!r}` (only 'softmax'). Save the model with "
-            "`save_pretrained`, in this library's own format."
-        )
+        weights = their_weights(tower, weights, config.num_hidden_layers)
+        return theirs, {**prefixed(weights, tower.prefix), **rest}
+    refuse(config, {"objective": "softmax"}, LIBRARY, held=OPEN_CLIP_HOLDS)
     towers = {tower.config: _their_config(tower, getattr(config, tower.config)) for tower in (_TEXT, _VISION)}
     theirs = transformers.CLIPConfig(
         **{name: tower.to_dict() for name, tower in towers.items()},
@@ -280,6 +224,6 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
     converted = {name: tensor for name, tensor in state_dict.items() if "_model." not in name}
     for tower in (_TEXT, _VISION):
         num_layers = getattr(config, tower.config).num_hidden_layers
-        weights = _their_weights(tower, _part(state_dict, tower.prefix), num_layers)
-        converted |= _prefixed(weights, tower.prefix)
+        weights = their_weights(tower, part(state_dict, tower.prefix), num_layers)
+        converted |= prefixed(weights, tower.prefix)
     return theirs, converted

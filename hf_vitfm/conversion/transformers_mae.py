@@ -63,7 +63,7 @@ def _rules(rules: list[Rule], qkv_bias: bool) -> list[Rule]:
 
 def _convert(saved: dict, state_dict: dict[str, Tensor]):
     """(transformers' configuration, encoder's weights under our names, the rest under the file's names)."""
-    theirs = transformers.ViTMAEConfig.from_dict(saved)  # fills in the defaults that a config.json leaves out
+    theirs = transformers_vit.complete(transformers.ViTMAEConfig, saved)
     state_dict = {_file_name(name): tensor for name, tensor in state_dict.items()}
     rest = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith("decoder.")}
     rules = _rules(_ENCODER_RULES, theirs.qkv_bias)
@@ -122,7 +122,7 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
     """
     config = model.config
     required = {"num_register_tokens": 0, "layer_scale_init_value": None, "position_embedding_type": "sincos"}
-    for name, value in {**required, "masking": "random"}.items():
+    for name, value in {**required, "use_gated_mlp": False, "masking": "random"}.items():
         if getattr(config, name) != value:
             raise ValueError(
                 f"transformers' ViTMAE cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "
@@ -141,3 +141,20 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
         **{f"vit.{name}": tensor for name, tensor in converted.items()},
         **to_theirs(decoder, _DECODER_RULES, config.decoder_num_hidden_layers),
     }
+
+
+def notes(config: dict, shapes: dict) -> list[str]:
+    """Where the file differs from how the released weights were trained."""
+    found = []
+    if config.get("layer_norm_eps", 1e-12) == 1e-12:
+        found.append(
+            "`layer_norm_eps` is 1e-12, the default of transformers' class; the code that trained the released facebook/"
+            "vit-mae-* weights has 1e-6. The file's own value is used; `from_pretrained(..., layer_norm_eps=1e-6)` follows "
+            "that code."
+        )
+    if not config.get("norm_pix_loss", False):
+        found.append(
+            "`norm_pix_loss` is False, the default of transformers' class; the released facebook/vit-mae-* weights were "
+            "trained with True, without which their loss is of another size."
+        )
+    return found

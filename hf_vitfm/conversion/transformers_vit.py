@@ -74,22 +74,40 @@ def file_name(name: str) -> str:
     return name
 
 
+def complete(config_class: type, saved: dict) -> transformers.PreTrainedConfig:
+    """Read a config.json as transformers does, with the defaults for what it leaves out or has as null.
+
+    Files of earlier years have fewer fields, nulls where a field now must have a value, and fields that are no more.
+    """
+    return config_class.from_dict({name: value for name, value in saved.items() if value is not None})
+
+
+def take_pooler(theirs, state_dict: dict[str, Tensor], is_base: bool) -> tuple[dict[str, Tensor], dict]:
+    """The weights that the model has a place for, and the fields of our configuration for a pooler among them.
+
+    Raises:
+        ValueError: if the pooler has another activation than tanh.
+    """
+    if not is_base:
+        return {name: tensor for name, tensor in state_dict.items() if not name.startswith("pooler.")}, {}
+    if "pooler.dense.weight" not in state_dict:
+        return state_dict, {}
+    if theirs.pooler_act != "tanh":
+        raise ValueError(f"`pooler_act` must be 'tanh' to become a pre-logits layer; got {theirs.pooler_act!r}.")
+    return state_dict, {"representation_size": theirs.pooler_output_size}
+
+
 def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """Convert a configuration and its weights to ours.
 
     The pooler (dense, tanh) becomes the pre-logits layer of a base model; a classifier leaves it out, as
     transformers' does.
     """
-    theirs = transformers.ViTConfig.from_dict(saved)  # fills in the defaults that a config.json leaves out
+    theirs = complete(transformers.ViTConfig, saved)
     config = {name: getattr(theirs, name) for name in SHARED_FIELDS}
     state_dict = {file_name(name): tensor for name, tensor in state_dict.items()}
     is_base = issubclass(model_class, ViTModel)
-    if not is_base:
-        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("pooler.")}
-    elif "pooler.dense.weight" in state_dict:
-        if theirs.pooler_act != "tanh":
-            raise ValueError(f"`pooler_act` must be 'tanh' to become a pre-logits layer; got {theirs.pooler_act!r}.")
-        config["representation_size"] = theirs.pooler_output_size
+    state_dict, representation = take_pooler(theirs, state_dict, is_base)
     rules = [rule for rule in RULES if theirs.qkv_bias or rule.ours != QKV_BIAS]
     converted = to_ours(state_dict, rules, theirs.num_hidden_layers)
     if is_base:
@@ -98,7 +116,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
         converted = {
             name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
         }
-    return config, converted
+    return {**config, **representation}, converted
 
 
 def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
@@ -109,6 +127,9 @@ def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
         "num_register_tokens": 0,
         "use_distillation_token": False,
         "layer_scale_init_value": None,
+        "use_gated_mlp": False,
+        "use_pre_norm": False,
+        "final_norm": None,
     }
     if not is_base:
         required["representation_size"] = None
@@ -116,7 +137,7 @@ def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
         if getattr(config, name) != value:
             raise ValueError(
                 f"transformers' ViT cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "
-                "Save the model with `save_pretrained`, in this library's own format."
+                'Save the model with `save_pretrained`, in this library\'s own format, or export it with `format="timm"`.'
             )
 
 
@@ -139,3 +160,14 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
             name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
         }
     return theirs, converted
+
+
+def notes(config: dict, shapes: dict) -> list[str]:
+    """Where the file differs from how the released weights were trained."""
+    if config.get("layer_norm_eps", 1e-12) != 1e-12 or config.get("hidden_act", "gelu") != "gelu":
+        return []
+    return [
+        "`layer_norm_eps` is 1e-12 and `hidden_act` 'gelu' (its exact form), the defaults of transformers' class; the JAX "
+        "code that trained the released google/vit-* weights has 1e-6 and the tanh form. The file's own values are used; "
+        "`from_pretrained(..., layer_norm_eps=1e-6, hidden_act='gelu_pytorch_tanh')` follows that code."
+    ]

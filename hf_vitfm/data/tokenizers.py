@@ -112,6 +112,8 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", text_config: Any) -> N
 
 def _check_end(end: int | None, text_config: Any, size: int) -> None:
     """The tower pools at the end token; which one that is must not be open to question."""
+    if getattr(text_config, "pooling", None) == "last":  # at the last place, whatever stands there
+        return
     wanted = getattr(text_config, "eos_token_id", None)
     is_legacy = getattr(text_config, "model_type", None) == "clip_text_model" and wanted == 2
     if is_legacy or getattr(text_config, "pooling", None) == "argmax":

@@ -210,7 +210,8 @@ def _geometry(image_processor: Any, interpolation: InterpolationMode) -> list["_
             steps.append(_Resize((size, size), interpolation))
     if getattr(image_processor, "do_center_crop", None):
         crop_size = _read_size(image_processor.crop_size, "image_processor.crop_size")
-        steps.append(_CenterCrop((crop_size, crop_size) if isinstance(crop_size, int) else crop_size))
+        crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        steps.append(_CenterCrop(crop_size, getattr(image_processor, "rounds_center_crop", False)))
     return steps
 
 
@@ -337,9 +338,13 @@ def _resize(image: Tensor, size: tuple[int, int], interpolation: InterpolationMo
 
 @dataclass(frozen=True)
 class _CenterCrop:
-    """Cut (height, width) out of the middle; smaller images are framed in black."""
+    """Cut (height, width) out of the middle; smaller images are framed in black.
+
+    Half of an odd number of pixels is cut off, as transformers does, or rounded, as torchvision does.
+    """
 
     size: tuple[int, int]
+    rounds: bool = False
 
     def __call__(self, image: Tensor) -> Tensor:
         (height, width), (new_height, new_width) = image.shape[-2:], self.size
@@ -347,7 +352,8 @@ class _CenterCrop:
             down, right = max(new_height - height, 0), max(new_width - width, 0)
             image = functional.pad(image, [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2])
             height, width = image.shape[-2:]
-        top, left = (height - new_height) // 2, (width - new_width) // 2
+        middle = round if self.rounds else int
+        top, left = middle((height - new_height) / 2), middle((width - new_width) / 2)
         return image[..., top : top + new_height, left : left + new_width]
 
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..data.pair_collator import PairCollator
 from ..data.tokenizers import check_tokenizer
-from ..models.configuration_clip import VitfmCLIPConfig
+from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig
 from .features import SILENT_SECONDS, joint_embeds
 from .modes import evaluating
 
@@ -114,7 +114,7 @@ def embed_prompts(
             rows = batches[min(number, len(batches) - 1)]
             is_text = inputs["attention_mask"][rows[0]].bool()
             batch = {name: values[rows][:, is_text].to(device) for name, values in inputs.items()}
-            if _is_siglip(model):
+            if _reads_padding(model):
                 del batch["attention_mask"]
             embeds = joint_embeds(model.get_text_features(**batch))
             own = slice(None) if number < len(batches) else slice(0)
@@ -134,12 +134,14 @@ def _tokenize(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: S
     limit = min(
         getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length, tokenizer.model_max_length
     )
-    if not _is_siglip(model):
+    if not _reads_padding(model):
         return PairCollator(tokenizer, limit).tokenize(prompts)
     inputs = PairCollator(tokenizer, limit, padding="max_length").tokenize(prompts)
     return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
 
-def _is_siglip(model: nn.Module) -> bool:
-    """Whether the text tower looks at the padding, and pools there."""
-    return "siglip" in model.config.model_type
+def _reads_padding(model: nn.Module) -> bool:
+    """Whether the text tower looks at the padding and pools there, as SigLIP's does in whatever library."""
+    text = getattr(model.config, "text_config", None)
+    is_ours = isinstance(text, VitfmCLIPTextConfig) and text.pooling == "last"
+    return is_ours or "siglip" in model.config.model_type

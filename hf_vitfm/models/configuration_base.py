@@ -139,6 +139,8 @@ class VitfmEncoderConfig(VitfmConfig):
         num_hidden_layers: encoder layers.
         num_attention_heads: heads; must divide `hidden_size`.
         intermediate_size: width of the MLP's hidden layer.
+        use_gated_mlp: multiply the activated half of a first layer twice as wide with its other half (SwiGLU with
+            `hidden_act="silu"`, Shazeer 2020; DINOv2's largest model).
         hidden_act: activation of the MLP, a name of transformers' ACT2FN ("gelu" is the exact, erf form).
         hidden_dropout_prob: dropout after every dense layer except qkv and after the position embeddings (paper, B.1).
         attention_probs_dropout_prob: dropout on attention weights; 0 in all of the paper's models.
@@ -156,6 +158,7 @@ class VitfmEncoderConfig(VitfmConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    use_gated_mlp: bool = False
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -189,7 +192,8 @@ class VitfmVisionConfig(VitfmEncoderConfig):
         num_register_tokens: learned tokens without positions (Darcet et al. 2024).
         position_embedding_type: "learned", or "sincos" = fixed 2-D sine-cosine table.
         position_interpolation: how positions are resized to another grid: "bicubic" (transformers, MAE, DeiT),
-            "bicubic_antialias" (timm), "bilinear" (timm's .npz loader), "bilinear_align_corners" (the paper's JAX code).
+            "bicubic_antialias" (timm, transformers' DINOv2 with registers), "bilinear" (timm's .npz loader, FlexiViT),
+            "bilinear_align_corners" (the paper's JAX code).
         **fields: those of the encoder, see `VitfmEncoderConfig`.
 
     Raises:

@@ -19,7 +19,7 @@ TEXT_VARIANTS = {
 
 @strict
 class VitfmCLIPTextConfig(VitfmEncoderConfig):
-    """The causal text tower.
+    """The text tower.
 
     Args:
         vocab_size: tokens that have an embedding.
@@ -27,7 +27,10 @@ class VitfmCLIPTextConfig(VitfmEncoderConfig):
         projection_dim: width of the joint space, for the tower with a projection of its own.
         pooling: which token stands for the text: "eos" = the first `eos_token_id`, also where tokens were added to the
             vocabulary; a text without one is pooled at its last token. "argmax" = the first of the highest ids, as
-            OpenAI's code has it.
+            OpenAI's code has it. "last" = the last place of the row, padding or not, as SigLIP has it: texts must be
+            padded as in training (`padding="max_length"`).
+        is_causal: whether a token sees only those before it (CLIP) or all of them (SigLIP).
+        projection_bias: whether the projection to the joint space has a bias (SigLIP).
         pad_token_id: for tokenizers; the model itself needs an attention mask only where padding is on the left.
         bos_token_id: for tokenizers.
         eos_token_id: the token that ends a text.
@@ -50,7 +53,9 @@ class VitfmCLIPTextConfig(VitfmEncoderConfig):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
-    pooling: Literal["eos", "argmax"] = "eos"
+    pooling: Literal["eos", "argmax", "last"] = "eos"
+    is_causal: bool = True
+    projection_bias: bool = False
     pad_token_id: int | None = 1
     bos_token_id: int | None = 49406
     eos_token_id: int = 49407
@@ -66,7 +71,17 @@ class VitfmCLIPVisionConfig(VitfmVisionConfig):
 
     Args:
         projection_dim: width of the joint space, for the tower with a projection of its own.
-        pooling: "cls" = class token (paper), "mean" = mean of the patch tokens; a norm follows.
+        use_projection: False leaves the projection out: the pooled vector is in the joint space (SigLIP), whose width
+            is the tower's then.
+        pooling: "cls" = class token (paper), "mean" = mean of the patch tokens, "map" = a learned query attends to all
+            tokens, and an MLP follows (SigLIP).
+        use_class_token: False leaves the class token out ("mean" or "map" pooling only).
+        patch_bias: whether the projection of patches has a bias.
+        use_pre_norm: whether a norm precedes the layers.
+        final_norm: where the last norm stands: "tokens" = on every token, before the pooling (SigLIP); "pooled" = on the
+            pooled vector (CLIP).
+        trim_images: whether pixels at the right and the bottom that fill no patch are left out, or an error. Models that
+            other libraries trained so have the image size that is left: 378 for 384 pixels and patches of 14.
         patch_dropout: share of patches left out during training, before they are embedded, in [0, 1) (FLIP, Li et al.
             2023).
         **fields: those of the encoder, see `VitfmVisionConfig`; `attention_dropout` is transformers' name for
@@ -80,22 +95,29 @@ class VitfmCLIPVisionConfig(VitfmVisionConfig):
     base_config_key = "vision_config"
     attribute_map = {"attention_dropout": "attention_probs_dropout_prob"}
 
-    # Not fields: CLIP has exactly these tokens.
-    use_class_token = True
-    use_distillation_token = False
-    patch_bias = False
+    use_distillation_token = False  # not a field: CLIP has none
 
     patch_size: int | list[int] | tuple[int, int] = 32
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
-    pooling: Literal["cls", "mean"] = "cls"
+    use_projection: bool = True
+    pooling: Literal["cls", "mean", "map"] = "cls"
+    use_class_token: bool = True
+    patch_bias: bool = False
+    use_pre_norm: bool = True
+    final_norm: Literal["tokens", "pooled"] = "pooled"
+    trim_images: bool = False
     patch_dropout: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._check_counts("projection_dim")
         self._check_shares("patch_dropout")
+        if self.pooling == "cls" and not self.use_class_token:
+            raise ValueError('`pooling="cls"` needs a class token; set `use_class_token=True` or another `pooling`.')
+        if not self.use_projection:
+            self.projection_dim = self.hidden_size
 
 
 OWN_TOWERS = {"text_config": VitfmCLIPTextConfig, "vision_config": VitfmCLIPVisionConfig}
@@ -192,6 +214,11 @@ class VitfmCLIPConfig(VitfmConfig):
             tower, pooling = getattr(self, name), name.replace("config", "pooling")
             if not isinstance(tower, own):
                 continue
+            if not getattr(tower, "use_projection", True) and tower.hidden_size != self.projection_dim:
+                raise ValueError(
+                    f"Without a projection (`use_projection=False` in `{name}`), `projection_dim` must be the tower's "
+                    f"`hidden_size`, {tower.hidden_size}; got {self.projection_dim}."
+                )
             tower.projection_dim = self.projection_dim
             if getattr(self, pooling) is not None:
                 raise ValueError(

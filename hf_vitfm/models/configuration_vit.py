@@ -23,7 +23,11 @@ class VitfmViTConfig(VitfmVisionConfig):
 
     Args:
         pooling: "cls" = class token after the final norm (paper); "mean" = mean of the patch tokens, then a norm of its
-            own, no final norm (as MAE fine-tuning has it); "none" = no pooled output (base model only).
+            own, no final norm (as MAE fine-tuning has it); "cls_mean" = both side by side, twice as wide (DINOv2's
+            linear classifiers); "none" = no pooled output (base model only).
+        final_norm: where the last norm stands: "tokens" = on every token, before the pooling; "pooled" = on the pooled
+            output; "none" = nowhere; None = "pooled" for mean pooling, else "tokens".
+        use_pre_norm: a norm before the first layer, and patches without a bias (CLIP's vision towers).
         use_class_token: False leaves the class token out ("mean" or "none" pooling only).
         use_distillation_token: a second class token with a head of its own (DeiT); logits are the mean of both heads.
         patch_dropout: share of patches left out during training, before they are embedded, in [0, 1).
@@ -38,7 +42,9 @@ class VitfmViTConfig(VitfmVisionConfig):
 
     model_type = "vitfm_vit"
 
-    pooling: Literal["cls", "mean", "none"] = "cls"
+    pooling: Literal["cls", "mean", "cls_mean", "none"] = "cls"
+    final_norm: Literal["tokens", "pooled", "none"] | None = None
+    use_pre_norm: bool = False
     use_class_token: bool = True
     use_distillation_token: bool = False
     patch_dropout: float | int = 0.0
@@ -68,11 +74,32 @@ class VitfmViTConfig(VitfmVisionConfig):
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: i for i, name in self.id2label.items()}
         self._check_shares("patch_dropout")
-        if self.pooling == "cls" and not self.use_class_token:
-            raise ValueError('`pooling="cls"` needs a class token; set `use_class_token=True` or `pooling="mean"`.')
+        if self.pooling in ("cls", "cls_mean") and not self.use_class_token:
+            raise ValueError(
+                f'`pooling="{self.pooling}"` needs a class token; set `use_class_token=True` or `pooling="mean"`.'
+            )
+        if self.final_norm == "pooled" and self.pooling in ("cls_mean", "none"):
+            raise ValueError(
+                f'`final_norm="pooled"` is for `pooling="cls"` or "mean"; got {self.pooling!r}. Set `final_norm=None`.'
+            )
         if self.use_distillation_token and not (self.use_class_token and self.pooling == "cls"):
             raise ValueError('`use_distillation_token` needs `use_class_token=True` and `pooling="cls"`.')
         self._check_head()
+
+    @property
+    def patch_bias(self) -> bool:
+        """Whether the projection of patches has a bias, which a norm right behind it makes needless."""
+        return not self.use_pre_norm
+
+    @property
+    def norm_place(self) -> str:
+        """`final_norm` with its default filled in: "tokens", "pooled" or "none"."""
+        return self.final_norm or ("pooled" if self.pooling == "mean" else "tokens")
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled tokens, before a pre-logits layer."""
+        return self.hidden_size * (2 if self.pooling == "cls_mean" else 1)
 
     def _check_head(self):
         if self.id2label is not None and sorted(self.id2label) != list(range(len(self.id2label))):

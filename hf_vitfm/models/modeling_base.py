@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-import importlib
+import importlib.util
 import os
 import re
 from contextlib import contextmanager
@@ -44,6 +44,10 @@ def _describe_mismatch(source, mismatched) -> str:
         f"{len(rows)} weights of {str(source)!r} do not fit the model: {shown}. Correct the overrides (`num_labels`, "
         "`patch_size`, ...), or pass `ignore_mismatched_sizes=True` to initialise these weights anew."
     )
+
+
+class WeightMismatchError(ValueError, RuntimeError):
+    """Weights of a file have other shapes than the model's; a RuntimeError too, as transformers raises one."""
 
 
 def _vision_part(config, saved: dict) -> tuple:
@@ -152,18 +156,25 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 module.config.image_size = image_size if isinstance(image_size, int) else as_pair(image_size)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a model from a Hub id or a folder, ours or a foreign format that `hf_vitfm.conversion` reads.
+    def on_meta_device(cls, config):
+        """A model of shapes without values, which takes no memory."""
+        with torch.device("meta"), init.no_init_weights(), init.meta_device_safe_creation_ops():
+            return cls(config)
 
-        Takes all arguments of transformers' method. Fields of the configuration can be given as keywords; with
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a model from a Hub id, a folder or a weight file, ours or a foreign format that `hf_vitfm.conversion` reads.
+
+        Takes all arguments of transformers' method, and `source_format`, which names the format to read where a source
+        has several or is not recognised. Fields of the configuration can be given as keywords; with
         `image_size` the position embeddings are resized at load, by the interpolation that the configuration names.
         A `num_labels` that differs from the checkpoint's needs `ignore_mismatched_sizes=True`: it makes a new head, and
         drops a pre-logits layer as the ViT paper does for fine-tuning (unless `representation_size` is given too).
 
         Raises:
-            ValueError: for an argument that is neither a configuration field nor a loading argument, or a source whose
-                format is not known.
-            RuntimeError: for weights whose shapes do not fit.
+            ValueError: for an argument that is neither a configuration field nor a loading argument, a source whose
+                format is not known, or weights that are missing.
+            WeightMismatchError: for weights whose shapes do not fit.
         """
         source = pretrained_model_name_or_path
         if source is None:
@@ -175,10 +186,9 @@ class VitfmPreTrainedModel(PreTrainedModel):
         config = copy.deepcopy(config)  # the caller's stays as it is
         overrides = {name: kwargs.pop(name) for name in cls.config_class.field_names() if name in kwargs}
         where = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
-        saved = cls._saved_config(source, where)
-        foreign = saved.get("model_type") != cls.config_class.model_type
-        if foreign:
-            saved, state_dict = cls._conversion().read_checkpoint(cls, source, saved, **where)
+        given = {**({} if config is None else config.to_dict()), **overrides}
+        saved, state_dict = cls._read(source, kwargs.pop("source_format", None), given, where)
+        foreign = state_dict is not None
         if config is None:
             config = cls.config_class.from_dict(saved, **overrides)
         elif overrides:
@@ -205,12 +215,35 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 "place for. Resume the run from it; the finished model is in the run's output folder."
             )
         if info["mismatched_keys"] and not allow_mismatch:
-            raise RuntimeError(_describe_mismatch(source, info["mismatched_keys"]))
+            raise WeightMismatchError(_describe_mismatch(source, info["mismatched_keys"]))
+        if info["missing_keys"]:
+            cls._refuse_half(source, model, saved, info["missing_keys"])
         model.name_or_path = model.config._name_or_path = str(source)
         if image_size is not None:
             model.resize_position_embeddings(image_size)
         cls._freeze_tables(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _refuse_half(cls, source, model, saved: dict, missing) -> None:
+        """Refuse a checkpoint that lacks weights which the saved configuration calls for.
+
+        Weights that only the overrides of this load call for are new, and so is a head on a checkpoint without one.
+        """
+        expected = set(cls.on_meta_device(cls.config_class.from_dict(saved)).state_dict())
+        if model.base_model is not model and cls.__name__ not in (saved.get("architectures") or ()):
+            expected = {name for name in expected if name.startswith(f"{cls.base_model_prefix}.")}
+        tables = {  # that are computed
+            f"{name}.position_embeddings"
+            for name, module in model.named_modules()
+            if isinstance(module, PositionTable) and not module.is_learned
+        }
+        lost = sorted((expected & set(missing)) - tables)
+        if lost:
+            raise ValueError(
+                f"{len(lost)} weights are missing in {str(source)!r}: {', '.join(lost[:5])}. The files are damaged or "
+                "their configuration belongs to others; fetch them again."
+            )
 
     @staticmethod
     def _freeze_tables(model) -> None:
@@ -220,17 +253,32 @@ class VitfmPreTrainedModel(PreTrainedModel):
                 module.position_embeddings.requires_grad_(module.is_learned)
 
     @classmethod
+    def _read(cls, source, source_format: str | None, given: dict, where: dict) -> tuple[dict, dict | None]:
+        """The saved configuration, and the weights, None where transformers reads them itself."""
+        saved = cls._saved_config(source, where)
+        if source_format is not None or saved.get("model_type") != cls.config_class.model_type:
+            return cls._conversion().read_checkpoint(cls, source, source_format, given, **where)
+        if importlib.util.find_spec("hf_vitfm"):
+            cls._conversion().check_checkpoint(cls, source, saved, **where)
+        return saved, None
+
+    @classmethod
     def _saved_config(cls, source, where: dict) -> dict:
         """The source's config.json as a dictionary, {} where it has none."""
         if os.path.isfile(source):
             return {}
+        damaged = f"config.json of {str(source)!r} holds no JSON object. Fetch it again."
         try:
-            return cls.config_class.get_config_dict(source, **where)[0]
+            saved = cls.config_class.get_config_dict(source, **where)[0]
         except OSError:
-            path = os.path.join(source, where.get("subfolder") or "", "config.json")
-            if not os.path.isdir(source) or os.path.isfile(path):
+            if os.path.isfile(os.path.join(source, where.get("subfolder") or "", "config.json")):
                 raise
-            return {}
+            return {}  # of a foreign format, or not there, which the package for those says
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise OSError(damaged) from error
+        if not isinstance(saved, dict):
+            raise OSError(damaged)
+        return saved
 
     @classmethod
     def _conversion(cls):

@@ -57,8 +57,11 @@ class CLIPModel(CLIPPreTrainedModel):
         self.vision_model = _build_tower(config.vision_config, config.vision_pooling)
         text_width = _pooled_width(config.text_config, config.text_pooling)
         vision_width = _pooled_width(config.vision_config, config.vision_pooling)
-        self.visual_projection = projection(vision_width, config.projection_dim)
-        self.text_projection = projection(text_width, config.projection_dim)
+        vision, text = config.vision_config, config.text_config
+        is_projected = not isinstance(vision, VitfmCLIPVisionConfig) or vision.use_projection
+        has_bias = isinstance(text, VitfmCLIPTextConfig) and text.projection_bias
+        self.visual_projection = projection(vision_width, config.projection_dim) if is_projected else nn.Identity()
+        self.text_projection = projection(text_width, config.projection_dim, has_bias)
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = nn.Parameter(torch.empty(())) if config.objective == "sigmoid" else None
         self.locked_towers = ()

@@ -12,11 +12,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_base import as_pair
 from .configuration_clip import VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from .modeling_base import VitfmPreTrainedModel
 from .modeling_embeddings import PositionTable, VisionEmbeddings
 from .modeling_encoder import Encoder
-from .modeling_pooling import pool_tokens, take_position, text_position
+from .modeling_pooling import MapPooling, pool_tokens, take_position, text_position
 
 
 @dataclass
@@ -47,12 +48,15 @@ class CLIPPreTrainedModel(VitfmPreTrainedModel):
     """
 
     accepts_loss_kwargs = False  # the loss is a mean over the pairs of this batch
-    _no_split_modules = ["TextEmbeddings", "VisionEmbeddings", "EncoderLayer"]
+    _no_split_modules = ["TextEmbeddings", "VisionEmbeddings", "EncoderLayer", "MapPooling"]
 
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=getattr(module, "init_std", 0.02))
+        elif isinstance(module, MapPooling):  # Xavier's as JAX takes it for one row, which SigLIP's code has
+            bound = (6 / (1 + module.query.shape[-1])) ** 0.5
+            init.uniform_(module.query, -bound, bound)
         else:
             super()._init_weights(module)
 
@@ -79,9 +83,9 @@ class CLIPPreTrainedModel(VitfmPreTrainedModel):
                 init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
-def projection(width: int, projection_dim: int) -> nn.Linear:
+def projection(width: int, projection_dim: int, bias: bool = False) -> nn.Linear:
     """The linear map from a tower's pooled vector (B, D) to the joint space (B, E)."""
-    dense = nn.Linear(width, projection_dim, bias=False)
+    dense = nn.Linear(width, projection_dim, bias=bias)
     dense.init_std = width**-0.5
     return dense
 
@@ -121,12 +125,12 @@ class CLIPTextPreTrainedModel(CLIPPreTrainedModel):
 
 
 class CLIPTextModel(CLIPTextPreTrainedModel):
-    """The causal text tower; `pooler_output` is the token that ends the text, after the final norm."""
+    """The text tower; `pooler_output` is the token that ends the text, after the final norm."""
 
     def __init__(self, config: VitfmCLIPTextConfig):
         super().__init__(config)
         self.embeddings = TextEmbeddings(config)
-        self.encoder = Encoder(config, is_causal=True)
+        self.encoder = Encoder(config, is_causal=config.is_causal)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         into_residual = (2 * config.num_hidden_layers * config.hidden_size) ** -0.5
         for layer in self.encoder.layers:
@@ -149,8 +153,8 @@ class CLIPTextModel(CLIPTextPreTrainedModel):
 
         Args:
             input_ids: (B, T) tokens, T at most `max_position_embeddings`.
-            attention_mask: (B, T) with 1 for tokens to attend to. Texts that are padded on the right do not need one:
-                no token sees what follows it.
+            attention_mask: (B, T) with 1 for tokens to attend to. Texts that are padded on the right do not need one in
+                a causal tower: no token sees what follows it. SigLIP's attend to the padding too.
             position_ids: (B, T) or (1, T) positions, by default 0 to T - 1.
             output_attentions: also return the attention weights of every layer, (B, heads, T, T).
             output_hidden_states: also return the embeddings and every layer's output, before the final norm.
@@ -182,7 +186,7 @@ class CLIPTextModelWithProjection(CLIPTextPreTrainedModel):
     def __init__(self, config: VitfmCLIPTextConfig):
         super().__init__(config)
         self.text_model = CLIPTextModel(config)
-        self.text_projection = projection(config.hidden_size, config.projection_dim)
+        self.text_projection = projection(config.hidden_size, config.projection_dim, config.projection_bias)
         self.post_init()
 
     @can_return_tuple
@@ -217,16 +221,18 @@ class CLIPVisionPreTrainedModel(CLIPPreTrainedModel):
 class CLIPVisionModel(CLIPVisionPreTrainedModel):
     """The vision tower.
 
-    `last_hidden_state` is the encoder's output; `pooler_output` the class token, or the mean of the patches, after the
-    final norm.
+    `last_hidden_state` is the encoder's output, after the final norm where that stands on the tokens; `pooler_output`
+    what the pooling makes of it, after the final norm too.
     """
 
     def __init__(self, config: VitfmCLIPVisionConfig):
         super().__init__(config)
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pre_layrnorm = norm if config.use_pre_norm else nn.Identity()
         self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_pooling = MapPooling(config) if config.pooling == "map" else None
         self.post_init()
 
     @can_return_tuple
@@ -248,19 +254,30 @@ class CLIPVisionModel(CLIPVisionPreTrainedModel):
         Raises:
             ValueError: if the images do not fit the patches or, without interpolation, the positions.
         """
+        if self.config.trim_images:
+            (height, width), patch = pixel_values.shape[-2:], as_pair(self.config.patch_size)
+            pixel_values = pixel_values[..., : height - height % patch[0], : width - width % patch[1]]
         encoded = self.encoder(
             self.pre_layrnorm(self.embeddings(pixel_values, interpolate=bool(interpolate_pos_encoding))),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        tokens = encoded.last_hidden_state
-        patches = tokens[:, self.embeddings.num_prefix_tokens :] if self.config.pooling == "mean" else tokens
+        tokens, is_first = encoded.last_hidden_state, self.config.final_norm == "tokens"
+        tokens = self.post_layernorm(tokens) if is_first else tokens
+        pooled = self._pool(tokens)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
-            pooler_output=self.post_layernorm(pool_tokens(patches, self.config.pooling)),
+            pooler_output=pooled if is_first else self.post_layernorm(pooled),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.attention_pooling is not None:
+            return self.attention_pooling(tokens)
+        if self.config.pooling == "mean":
+            tokens = tokens[:, self.embeddings.num_prefix_tokens :]
+        return pool_tokens(tokens, self.config.pooling)
 
 
 class CLIPVisionModelWithProjection(CLIPVisionPreTrainedModel):
@@ -269,7 +286,8 @@ class CLIPVisionModelWithProjection(CLIPVisionPreTrainedModel):
     def __init__(self, config: VitfmCLIPVisionConfig):
         super().__init__(config)
         self.vision_model = CLIPVisionModel(config)
-        self.visual_projection = projection(config.hidden_size, config.projection_dim)
+        dense = projection(config.hidden_size, config.projection_dim) if config.use_projection else nn.Identity()
+        self.visual_projection = dense
         self.post_init()
 
     @can_return_tuple

@@ -81,7 +81,7 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for queries, keys and values."""
+    """Multi-head attention with one fused projection for queries, keys and values."""
 
     def __init__(self, config, is_causal: bool = False):
         super().__init__()
@@ -100,13 +100,16 @@ class Attention(nn.Module):
         attention_mask: Tensor | None = None,
         output_attentions: bool = False,
         num_outputs: int | None = None,
+        queries: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D) and, with `output_attentions`, weights (B, N, T, T); see `Encoder` on `num_outputs`."""
+        """(B, T, D) -> (B, T, D) and, with `output_attentions`, weights (B, N, T, T); see `Encoder` on `num_outputs`.
+
+        With `queries` (B, Q, D), these ask in place of the hidden states: the output is (B, Q, D).
+        """
         batch, tokens, width = hidden_states.shape
-        # Cut along the last dimension, so that the gradient is one concatenation in the layout that the GEMM reads.
-        parts = self.qkv(hidden_states).chunk(3, dim=-1)
-        shape = (batch, tokens, self.num_heads, self.head_dim)
-        query, key, value = (part.view(shape).transpose(1, 2) for part in parts)  # (B, T, D) -> (B, N, T, H)
+        query, key, value = self._project(hidden_states)
+        if queries is not None:
+            query = self._project(queries)[0]  # its keys and values, of a few tokens, are thrown away
         if num_outputs is not None:
             query = query[:, :, tokens - num_outputs :]
         # Only the eager function returns weights, so a call that wants them uses it, whatever the configuration says.
@@ -120,13 +123,25 @@ class Attention(nn.Module):
         )
         return self.proj(output.reshape(batch, -1, width)), weights
 
+    def _project(self, hidden_states: Tensor) -> list[Tensor]:
+        """Queries, keys and values of all heads: (B, T, D) -> three of (B, N, T, H)."""
+        shape = (*hidden_states.shape[:2], self.num_heads, self.head_dim)
+        # Cut along the last dimension, so that the gradient is one concatenation in the layout that the GEMM reads.
+        return [part.view(shape).transpose(1, 2) for part in self.qkv(hidden_states).chunk(3, dim=-1)]
+
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between them; dropout after each, as in the ViT paper."""
+    """Two dense layers with an activation between them; dropout after each, as in the ViT paper.
+
+    Gated, the first layer is twice as wide: its first half, activated, is multiplied with the second.
+    """
 
     def __init__(self, config):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.is_gated = config.use_gated_mlp
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size * (2 if self.is_gated else 1))
+        if self.is_gated:
+            self.fc1.num_fused = 2
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.fc1.is_mlp = self.fc2.is_mlp = True  # their biases are not zero in the JAX initialisation
         self.activation = ACT2FN[config.hidden_act]
@@ -134,7 +149,13 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+        hidden_states = self.fc1(hidden_states)
+        if self.is_gated:
+            gate, hidden_states = hidden_states.chunk(2, dim=-1)
+            hidden_states = self.activation(gate) * hidden_states
+        else:
+            hidden_states = self.activation(hidden_states)
+        return self.dropout(self.fc2(self.dropout(hidden_states)))
 
 
 class EncoderLayer(GradientCheckpointingLayer):

@@ -1,10 +1,12 @@
-"""From the tokens of a tower to one vector: at the end of a text, or as towers of other libraries need it.
+"""From the tokens of a tower to one vector: at the end of a text, by attention, or as other libraries' towers need it.
 
 Shapes: B batch, T tokens, D width.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .modeling_encoder import MLP, Attention
 
 
 def last_position(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -21,12 +23,14 @@ def text_position(input_ids: Tensor, pooling: str, eos_token_id: int, attention_
     Args:
         input_ids: (B, T).
         pooling: "eos", the first end token, or the last token of a text that has none; "argmax", the first of the
-            highest ids.
+            highest ids; "last", the last place of the row, padding or not.
         eos_token_id: the end token.
         attention_mask: (B, T) with 1 for tokens, 0 for padding.
     """
     if pooling == "argmax":
         return input_ids.argmax(dim=1)
+    if pooling == "last":
+        return last_position(input_ids, None)
     is_end = input_ids == eos_token_id
     return torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1), last_position(input_ids, attention_mask))
 
@@ -52,3 +56,23 @@ def pool_tokens(tokens: Tensor, pooling: str, attention_mask: Tensor | None = No
         return tokens.mean(dim=1)
     weights = attention_mask.to(tokens.dtype)[:, :, None]
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+class MapPooling(nn.Module):
+    """A learned query that attends to all tokens, then an MLP: "MAP", the head of SigLIP's vision tower.
+
+    From "Scaling Vision Transformers" (Zhai et al. 2022); there is no norm before the attention, and no residual around.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.attention = Attention(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D)."""
+        pooled, _ = self.attention(tokens, queries=self.query.expand(tokens.shape[0], -1, -1))
+        pooled = pooled + self.mlp(self.norm(pooled))
+        return pooled[:, 0]

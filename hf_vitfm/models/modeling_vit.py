@@ -23,22 +23,24 @@ class ViTPreTrainedModel(VitfmPreTrainedModel):
 class ViTModel(ViTPreTrainedModel):
     """Encoder with pooled output.
 
-    `last_hidden_state` has passed the final norm, except with mean pooling, whose norm follows the pooling.
+    `last_hidden_state` has passed the final norm, except where that follows the pooling, as by default for the mean.
     `pooler_output` is the pooled token, passed through the pre-logits layer (dense, tanh) where the configuration has
-    one; None for `pooling="none"`.
+    one; None for `pooling="none"`. Of `pooling="cls_mean"` it is twice as wide: class token, then mean of the patches.
     """
 
     def __init__(self, config: VitfmViTConfig):
         super().__init__(config)
         self.embeddings = VisionEmbeddings(config)
+        self.pre_layernorm = self._norm(config.use_pre_norm)
         self.encoder = Encoder(config)
-        mean = config.pooling == "mean"
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm = nn.Identity() if mean else norm
-        self.fc_norm = norm if mean else nn.Identity()
+        self.layernorm = self._norm(config.norm_place == "tokens")
+        self.fc_norm = self._norm(config.norm_place == "pooled")
         representation = config.representation_size
-        self.pre_logits = nn.Linear(config.hidden_size, representation) if representation else None
+        self.pre_logits = nn.Linear(config.pooled_size, representation) if representation else None
         self.post_init()
+
+    def _norm(self, is_there: bool) -> nn.Module:
+        return nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps) if is_there else nn.Identity()
 
     @can_return_tuple
     def forward(
@@ -56,13 +58,13 @@ class ViTModel(ViTPreTrainedModel):
             interpolate_pos_encoding: resize the positions to the images' size in this call.
             attention_mask: (B, tokens) with 1 for tokens to attend to, prefix tokens first.
             output_attentions: also return the attention weights of every layer, (B, heads, tokens, tokens).
-            output_hidden_states: also return the embeddings and every layer's output, before the final norm.
+            output_hidden_states: also return the first layer's input and every layer's output, before the final norm.
 
         Raises:
             ValueError: if the images do not fit the patches or, without interpolation, the positions.
         """
         encoded = self.encoder(
-            self.embeddings(pixel_values, interpolate=bool(interpolate_pos_encoding)),
+            self.pre_layernorm(self.embeddings(pixel_values, interpolate=bool(interpolate_pos_encoding))),
             attention_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -76,13 +78,16 @@ class ViTModel(ViTPreTrainedModel):
         )
 
     def pool(self, sequence: Tensor) -> Tensor | None:
-        """(B, T, D) -> (B, D) or, with a pre-logits layer, (B, representation size)."""
-        if self.config.pooling == "none":
+        """(B, T, D) -> (B, pooled size) or, with a pre-logits layer, (B, representation size)."""
+        pooling = self.config.pooling
+        if pooling == "none":
             return None
-        if self.config.pooling == "mean":
-            pooled = self.fc_norm(sequence[:, self.embeddings.num_prefix_tokens :].mean(dim=1))
-        else:
-            pooled = sequence[:, 0]
+        pooled = []
+        if pooling in ("cls", "cls_mean"):
+            pooled.append(sequence[:, 0])
+        if pooling in ("mean", "cls_mean"):
+            pooled.append(sequence[:, self.embeddings.num_prefix_tokens :].mean(dim=1))
+        pooled = self.fc_norm(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0])
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
 
 
@@ -95,10 +100,10 @@ class ViTForImageClassification(ViTPreTrainedModel):
     def __init__(self, config: VitfmViTConfig):
         super().__init__(config)
         if config.pooling == "none":
-            raise ValueError('A classifier needs `pooling="cls"` or `pooling="mean"`; got "none".')
+            raise ValueError('A classifier needs `pooling="cls"`, "mean" or "cls_mean"; got "none".')
         self.num_labels = config.num_labels
         self.vit = ViTModel(config)
-        self.classifier = self._head(config.representation_size or config.hidden_size)
+        self.classifier = self._head(config.representation_size or config.pooled_size)
         self.distillation_classifier = self._head(config.hidden_size) if config.use_distillation_token else None
         self.post_init()
 

@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from hf_vitfm import ViTModel
-from hf_vitfm.conversion.files import read_state_dict
+from hf_vitfm.conversion.files import INDEX_FILES, SINGLE_FILES
+from hf_vitfm.conversion.source import Source
+
+
+def read_state_dict(folder):
+    return Source(folder).weights(SINGLE_FILES + INDEX_FILES).state_dict()
 
 
 @pytest.fixture
@@ -91,7 +96,7 @@ def test_file_of_another_kind_is_named(tmp_path, name, content):
 
 
 def test_folder_without_weights_is_an_error_that_says_what_was_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError, match="pytorch_model.bin.index.json. Check the path"):
+    with pytest.raises(FileNotFoundError, match="pytorch_model.bin.index.json, and .* Check the path"):
         read_state_dict(tmp_path)
 
 

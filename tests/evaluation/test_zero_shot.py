@@ -14,7 +14,7 @@ from transformers import CLIPModel as TheirCLIPModel
 from transformers import SiglipConfig
 from transformers import SiglipModel as TheirSiglipModel
 
-from hf_vitfm import ZeroShotClassifier, build_transform, evaluate_zero_shot
+from hf_vitfm import CLIPModel, ZeroShotClassifier, build_transform, evaluate_zero_shot
 from hf_vitfm.data.decode import BadImageError, decode_image
 from hf_vitfm.data.order import ImageView
 from hf_vitfm.evaluation.features import extract_features
@@ -124,12 +124,15 @@ def test_a_model_of_transformers_is_classified_with(returns, monkeypatch):
     assert evaluate_zero_shot(model, rows, classifier) == accuracies(logits, rows)
 
 
-def test_siglip_is_given_texts_filled_up_and_without_a_mask():
+def test_siglip_is_given_texts_filled_up_and_without_a_mask(tmp_path):
     text = {**TEXT_FIELDS, **SPECIAL, "projection_size": 32}
     model = randomize(TheirSiglipModel(SiglipConfig(text_config=text, vision_config=VISION_FIELDS))).double()
     tokenizer = clip_tokenizer()
     expected = expected_weights(model, tokenizer)
     close(ZeroShotClassifier.build(model, tokenizer, CLASSES, TEMPLATES).weights, expected)
+    model.save_pretrained(tmp_path)
+    ours = CLIPModel.from_pretrained(tmp_path)
+    close(ZeroShotClassifier.build(ours, tokenizer, CLASSES, TEMPLATES).weights, expected)
 
 
 def test_equal_prompts_are_embedded_once_and_padding_never():

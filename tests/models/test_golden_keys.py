@@ -11,16 +11,18 @@ import pytest
 from safetensors import safe_open
 
 from hf_vitfm import CLIPModel, MAEConfig, MAEForPreTraining, ViTForImageClassification
-from tests.tiny import MAE_FIELDS, OPTIONS, tiny_clip_config, tiny_config
+from tests.tiny import MAE_FIELDS, OPTIONS, SIGLIP, tiny_clip, tiny_clip_config, tiny_config
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
-NAMES = ("all with class token", "all with mean", "plain", "mae", "clip")
+NAMES = ("all with class token", "all with mean", "plain", "gated with pre-norm", "mae", "clip", "siglip")
 
 
 def make_model(name: str):
     if name == "mae":
         return MAEForPreTraining(MAEConfig(**MAE_FIELDS, num_register_tokens=2, layer_scale_init_value=0.1))
+    if name == "siglip":
+        return tiny_clip(**SIGLIP)
     if name == "clip":
         extras = {"num_hidden_layers": 2, "layer_scale_init_value": 0.1}
         config = tiny_clip_config(text=extras, vision={**extras, "num_register_tokens": 2}, objective="sigmoid")

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from timm.layers import SwiGLUPacked
 from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
-from hf_vitfm.models.modeling_encoder import Attention, DropPath, Encoder, EncoderLayer, LayerScale
+from hf_vitfm.models.modeling_encoder import MLP, Attention, DropPath, Encoder, EncoderLayer, LayerScale
 from tests.tiny import randomize, tiny_config
 
 
@@ -273,3 +274,11 @@ def test_bfloat16_training_on_a_cpu_is_as_close_to_float64_as_in_evaluation(is_a
         ]
     assert all(trained < 1.2 * evaluated + 1e-3 for trained, evaluated in zip(*errors.values(), strict=True))
     assert max(errors[True]) < 0.03
+
+
+def test_gated_mlp_is_timms_packed_swiglu():
+    ours = randomize(MLP(tiny_config(use_gated_mlp=True, hidden_act="silu", intermediate_size=40)))
+    theirs = SwiGLUPacked(32, 80)
+    theirs.load_state_dict(ours.state_dict())
+    x = tokens()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-6)

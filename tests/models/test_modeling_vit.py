@@ -40,11 +40,48 @@ def test_no_pooling_gives_tokens_only_and_no_classifier(images):
     config = tiny_config(pooling="none", use_class_token=False)
     outputs = randomize(ViTModel(config))(images)
     assert outputs.pooler_output is None and outputs.last_hidden_state.shape == (2, 16, 32)
-    with pytest.raises(ValueError, match='needs `pooling="cls"` or `pooling="mean"`'):
+    with pytest.raises(ValueError, match='needs `pooling="cls"`, "mean" or "cls_mean"; got "none"'):
         ViTForImageClassification(config)
 
 
+@pytest.mark.parametrize("registers", [0, 2])
+def test_cls_mean_pooling_joins_the_class_token_and_the_mean_of_the_patches(images, registers):
+    model = randomize(ViTModel(tiny_config(pooling="cls_mean", num_register_tokens=registers)))
+    tokens = model.layernorm(tokens_before_norm(model, images))
+    expected = torch.cat([tokens[:, 0], tokens[:, -16:].mean(dim=1)], dim=1)
+    assert torch.equal(model(images).pooler_output, expected)
+    classifier = ViTForImageClassification(tiny_config(pooling="cls_mean"))
+    assert classifier.classifier.in_features == 64
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("place", ["tokens", "pooled", "none"])
+def test_final_norm_stands_where_the_configuration_says(images, pooling, place):
+    model = randomize(ViTModel(tiny_config(pooling=pooling, final_norm=place)))
+    tokens = tokens_before_norm(model, images)
+    norm = {"tokens": model.layernorm, "pooled": model.fc_norm}.get(place, nn.Identity())
+    assert isinstance(norm, nn.LayerNorm) == (place != "none")
+    norms = [name for name, _ in model.named_children() if isinstance(getattr(model, name), nn.LayerNorm)]
+    assert len(norms) == (place != "none")
+    sequence = norm(tokens) if place == "tokens" else tokens
+    pooled = sequence[:, 0] if pooling == "cls" else sequence[:, -16:].mean(dim=1)
+    outputs = model(images)
+    assert torch.equal(outputs.last_hidden_state, sequence)
+    assert torch.equal(outputs.pooler_output, norm(pooled) if place == "pooled" else pooled)
+
+
+def test_pre_norm_stands_before_the_first_layer_and_patches_have_no_bias(images):
+    model = randomize(ViTModel(tiny_config(use_pre_norm=True)))
+    assert model.embeddings.patch_embeddings.projection.bias is None
+    outputs = model(images, output_hidden_states=True)
+    expected = F.layer_norm(
+        model.embeddings(images), (32,), model.pre_layernorm.weight, model.pre_layernorm.bias, eps=1e-6
+    )
+    assert torch.equal(outputs.hidden_states[0], expected)
+    assert torch.equal(outputs.last_hidden_state, model.layernorm(model.encoder(expected).last_hidden_state))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
 def test_pre_logits_is_a_dense_layer_with_tanh_on_the_pooled_output(images, pooling):
     model = randomize(ViTForImageClassification(tiny_config(pooling=pooling, representation_size=24)))
     pre_logits, model.vit.pre_logits = model.vit.pre_logits, None

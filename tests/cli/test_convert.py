@@ -1,0 +1,68 @@
+"""`hf-vitfm convert`: models, preprocessing and their verification, there and back."""
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from hf_vitfm import ViTForImageClassification
+from hf_vitfm.cli.main import main
+from hf_vitfm.conversion import verify
+from tests.tiny import FIELDS, randomize, tiny_clip, tiny_config, tiny_mae
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    model = randomize(transformers.ViTForImageClassification(transformers.ViTConfig(**FIELDS)))
+    model.save_pretrained(tmp_path / "theirs")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def convert(*argv):
+    return main(["convert", *map(str, argv)])
+
+
+def test_there_and_back_gives_the_same_weights_and_preprocessing(theirs, tmp_path, capsys):
+    assert convert(theirs, tmp_path / "ours", "--to", "hf_vitfm") == 0
+    assert convert(tmp_path / "ours", tmp_path / "back", "--to", "transformers", "--verify") == 0
+    assert "largest difference to transformers: " in capsys.readouterr().out
+    assert isinstance(ViTForImageClassification.from_pretrained(tmp_path / "ours"), ViTForImageClassification)
+    found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "back", theirs))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "back").size["height"] == 32
+    assert not list((tmp_path / "back").glob(".export-*"))
+
+
+@pytest.mark.parametrize("build", [tiny_mae, tiny_clip])
+def test_mae_and_clip_are_verified_on_masks_and_texts(tmp_path, capsys, build):
+    build().save_pretrained(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--to", "transformers", "--verify") == 0
+    assert "largest difference to transformers: " in capsys.readouterr().out
+
+
+def test_a_difference_is_found(tmp_path, monkeypatch, capsys):
+    randomize(ViTForImageClassification(tiny_config())).save_pretrained(tmp_path / "ours")
+    compare = verify.verify
+
+    def damage_first(model, directory, format):
+        weights = load_file(directory + "/model.safetensors")
+        weights["vit.layernorm.bias"] += 0.1
+        save_file(weights, directory + "/model.safetensors", metadata={"format": "pt"})
+        return compare(model, directory, format)
+
+    monkeypatch.setattr(verify, "verify", damage_first)
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--to", "transformers", "--verify") == 1
+    assert "largest difference" in capsys.readouterr().out
+
+
+def test_what_the_target_cannot_hold_is_refused_and_nothing_written(tmp_path, capsys):
+    ViTForImageClassification(tiny_config(pooling="mean")).save_pretrained(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--to", "transformers") == 2
+    assert "cannot hold `pooling='mean'`" in capsys.readouterr().err
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_unknown_format_is_refused(theirs, tmp_path, capsys):
+    assert convert(theirs, tmp_path / "out", "--to", "jaxx") == 2
+    assert "`format` must be one of transformers" in capsys.readouterr().err

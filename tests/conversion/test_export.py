@@ -1,0 +1,46 @@
+"""Exported folders are whole or absent."""
+
+import json
+
+import pytest
+import transformers
+
+from hf_vitfm import ViTForImageClassification, export_checkpoint
+from hf_vitfm.conversion import export
+from tests.tiny import tiny_clip, tiny_config
+
+
+def test_failure_on_the_way_leaves_the_old_files_and_no_new_ones(tmp_path, monkeypatch):
+    model = ViTForImageClassification(tiny_config())
+    export_checkpoint(model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_checkpoint(ViTForImageClassification(tiny_config(num_labels=7)), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_other_files_of_the_folder_stay(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    export_checkpoint(ViTForImageClassification(tiny_config()), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["ViTForImageClassification"]
+
+
+def test_image_processor_is_written_in_transformers_layout(tmp_path):
+    processor = transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3])
+    export_checkpoint(ViTForImageClassification(tiny_config()), tmp_path, processing_class=processor)
+    assert list(transformers.AutoImageProcessor.from_pretrained(tmp_path).image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_processor_of_images_and_texts_is_written_whole(tmp_path):
+    tokens = {token: i for i, token in enumerate(["a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"])}
+    processor = transformers.CLIPProcessor(transformers.CLIPImageProcessor(), transformers.CLIPTokenizer(tokens, []))
+    export_checkpoint(tiny_clip(), tmp_path, processing_class=processor)
+    loaded = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.tokenizer("a b").input_ids == [2, 0, 1, 3]
+    assert loaded.image_processor.size == processor.image_processor.size
