@@ -113,11 +113,13 @@ def introduction(config: dict, run: dict) -> str:
     origin = (
         f"starting from {as_code(run['base_model'])}" if run["base_model"] else "from randomly initialised weights"
     )
+    locked = run.get("locked_towers")
+    kept = f" Training left the {' and the '.join(locked)} tower as it was." if locked else ""
     return (
         f"# CLIP of {dataset}\n\n"
         "This model puts images and texts into one space, where a picture lies near the words that fit it: it finds "
         "pictures by words and words by pictures, and sorts pictures into classes that it is only told the names of. It "
-        f"was trained on the images and captions of {dataset}, {origin}, and has {as_count(run['parameters'])} parameters."
+        f"was trained on the images and captions of {dataset}, {origin}, and has {as_count(run['parameters'])} parameters.{kept}"
     )
 
 
@@ -163,8 +165,10 @@ def _zero_shot_text(results: dict, run: dict) -> list[str]:
     text = (
         f"Zero-shot classification of {about['rows']:,} images of {as_text(_zero_shot_name(run))} into "
         f"{about['classes']:,} classes, whose labels no training saw: {words}. Guessing would be right in "
-        f"{as_percent(1 / about['classes'])}."
+        f"{as_percent(1 / about['classes'])}"
     )
+    largest = about.get("largest_class")
+    text += "." if largest is None else f", always naming the largest class in {as_percent(largest)}."
     rows = []
     for key, name in ZERO_SHOT.items():
         value = results.get(f"eval_zero_shot_{key}")
@@ -250,6 +254,14 @@ def limitations(config: dict, results: dict, run: dict) -> list[str]:
         "A cosine is no probability, and a softmax over some texts depends on which texts are given.",
         "What its captions say of people and things, it repeats; it is not fit for decisions about people.",
     ]
+    known, captions = run["dataset"].get("known_captions"), run["dataset"]["evaluation_captions"]
+    if known:
+        words = "All" if known == captions else f"{known:,} of the"
+        points.insert(
+            1,
+            f"{words} {captions:,} captions of the evaluation are captions of training images too; they do not say how it "
+            "does on texts that it has not seen.",
+        )
     truncated = run.get("truncated_captions")
     if truncated:
         points.append(f"Captions longer than the context were cut, {truncated:,} times in the run.")

@@ -1,6 +1,6 @@
 """The end of a CLIP training: final evaluation, pictures, results files and the model card."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from ..cards.retrieval_figure import FoundCaptions, draw_retrieval
 from ..data.captions import read_captions
 from ..data.order import ImageView
+from ..data.streams import StreamRows
 from .clip import CLIPTrainer
 from .half_weights import halve_weights
+from .pair_arguments import captions_of
 from .report import draw_history, write_record
 
 
@@ -54,10 +56,26 @@ def report_contrastive(trainer: CLIPTrainer, dataset: dict, run: dict, half_weig
     draw_history(trainer.state.log_history, directory / "curves.png", "nats per pair")
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    dataset = {"evaluation_rows": metrics["eval_samples"], "evaluation_captions": int(counts.sum()), **dataset}
+    counted = {"evaluation_rows": metrics["eval_samples"], "evaluation_captions": int(counts.sum())}
+    if not isinstance(trainer.train_dataset, StreamRows):
+        counted["known_captions"] = count_known_captions(trainer.train_dataset, trainer.eval_dataset)
+    dataset = {**counted, **dataset}
     truncated = {"truncated_captions": getattr(trainer.data_collator, "num_truncated", 0)}
     write_record(trainer, {"task": "contrastive-image-text", "dataset": dataset, **truncated, **run})
     return metrics
+
+
+def count_known_captions(train_rows: Sequence[dict], eval_rows: Sequence[dict]) -> int:
+    """How many captions of the evaluation rows are also captions of training rows, word for word."""
+    known = set(_texts(train_rows))
+    return sum(text in known for text in _texts(eval_rows))
+
+
+def _texts(rows: Sequence[dict]) -> Iterator[str]:
+    for caption in captions_of(rows):
+        for text in [caption] if isinstance(caption, str) else caption or ():
+            if isinstance(text, str) and text.strip():
+                yield text.strip()
 
 
 def draw_best_captions(

@@ -75,6 +75,11 @@ class CLIPModelArguments:
             raise ValueError("`vocab_size` is of a tokenizer that is trained here, and one is given. Leave it out.")
 
     @property
+    def locked_towers(self) -> list[str]:
+        """Which towers training leaves as they are: image, text."""
+        return [name for name in ("image", "text") if getattr(self, f"lock_{name}")]
+
+    @property
     def base_model(self) -> str | None:
         """What the model card says that the training started from."""
         towers = [name for name in (self.vision_checkpoint, self.text_checkpoint) if name]

@@ -1,5 +1,6 @@
 """Arguments of recipes about images with captions: what is trained and evaluated on, and what is classified zero-shot."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,7 +190,8 @@ class ZeroShotSet:
         if self.label_column not in columns:
             raise ValueError(
                 "Without `dataset`, `zero_shot` classifies the evaluation rows by their `label_column`, one of "
-                f"{', '.join(columns) or 'none that a stream could say'}; got {self.label_column!r}."
+                f"{', '.join(columns) or 'none that a stream could say'}; got {self.label_column!r}. Name one, give "
+                "`dataset`, or leave `zero_shot` out (as an option: --zero_shot '{}')."
             )
         rows = rows.select_columns(["image", self.label_column])
         if self.label_column != "label":
@@ -220,6 +222,8 @@ class ZeroShotArguments:
             chosen = ZeroShotSet(chosen.templates[:2], label_column=SMOKE_LABELS)
         rows, classnames, name = chosen.load(eval_rows)
         about = {"dataset": name, "rows": len(rows), "classes": len(classnames), "templates": chosen.templates}
+        sizes = Counter(column(rows, "label").to_pylist())
+        about["largest_class"] = max(sizes.values()) / len(rows)
         if data.keep_in_memory:
             rows = in_memory(rows)
         return {"labelled_dataset": rows, "classnames": classnames, "templates": chosen.templates}, about

@@ -332,7 +332,9 @@ def _set_defaults(parser: HfArgumentParser, settings: dict) -> None:
     for action in parser._actions:
         if action.dest in settings:
             action.required = False
-            if action.type is dict:  # --model '{drop_path_rate: 0.1}' goes over the file's entries
+            if (
+                action.type is dict
+            ):  # --model '{drop_path_rate: 0.1}' goes over the file's entries, '{}' leaves them out
                 action.type = functools.partial(_merge, settings[action.dest] or {})
     parser.set_defaults(**settings)
 
@@ -359,7 +361,7 @@ def _merge(settings: dict, text: str) -> dict:
         options = None
     if not isinstance(options, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a mapping; write '{{drop_path_rate: 0.1}}'")
-    return {**settings, **options}
+    return {**settings, **options} if options else {}
 
 
 def _read_yaml(path: str, argument_classes: Sequence[type], parser) -> dict:

@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> dict:
         "config": argv[0],
         "command": shlex.join(["python", "recipes/clip/train.py", *argv]),
         "base_model": None if data_args.smoke else model_args.base_model,
+        "locked_towers": model_args.locked_towers,
         "zero_shot": about_zero_shot,
     }
     dataset = {**data_args.describe(), "evaluation_split": split}

@@ -95,6 +95,23 @@ def test_card_states_the_facts_of_the_files(write_run):
     assert text.index("](retrieval.png)") < text.index("## Results")
 
 
+@pytest.mark.parametrize(("known", "words"), [(2000, "All 2,000 captions"), (7, "7 of the 2,000 captions"), (0, None)])
+def test_captions_that_training_saw_are_a_limitation(write_run, known, words):
+    text = create_model_card(write_run(run={"dataset": {**RUN["dataset"], "known_captions": known}})).read_text()
+    assert ("are captions of training images too" in text) == (known > 0)
+    assert words is None or f"- {words} of the evaluation are captions of training images too" in text
+
+
+def test_a_locked_tower_is_named(write_run):
+    text = create_model_card(write_run(run={"locked_towers": ["image"]})).read_text()
+    assert "Training left the image tower as it was." in text
+
+
+def test_the_largest_class_is_a_baseline(write_run):
+    text = create_model_card(write_run(run={"zero_shot": {**RUN["zero_shot"], "largest_class": 0.25}})).read_text()
+    assert "Guessing would be right in 11.1 %, always naming the largest class in 25.0 %." in text
+
+
 def test_metadata_has_every_recall_and_the_pipeline(write_run):
     card = ModelCard.load(create_model_card(write_run()))
     assert card.data.pipeline_tag == "zero-shot-image-classification"

@@ -124,6 +124,7 @@ def test_json_lines_hold_lists_of_names(tmp_path):
         ("a.csv", "file,label\n", r"a\.csv holds no rows"),
         ("a.csv", "", r"a\.csv holds no rows"),
         ("a.csv", "picture,label\n1.png,a\n", r"a\.csv has no column of paths; the columns are picture, label"),
+        ("a.csv", "filepath\ttitle\n1.png\ta\n", "separated by commas, those of a .tsv by tabs"),
         ("a.csv", "file,label\n,a\n", r"row 0 of .*a\.csv has no path in the column 'file'; got None"),
         ("a.csv", "file,label\n1.png,\n2.png,a\n", "1 of 2 rows of split train have no label"),
         ("a.jsonl", '{"file": "1.png", "label": 1}\n{"file"', r"a\.jsonl cannot be read: line 2 is no JSON"),

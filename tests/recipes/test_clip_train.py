@@ -128,6 +128,8 @@ def test_smoke_run_leaves_a_model_that_the_pipeline_takes(tmp_path):
     assert values["accuracy"] == metrics["eval_zero_shot_top1"]
     assert "Twitter and contributors, CC-BY 4.0" in card.content and "(retrieval.png)" in card.content
     record = json.loads((run / "run.json").read_text())
+    assert 1 / 9 < record["zero_shot"].pop("largest_class") < 1
+    assert 0 <= record["dataset"]["known_captions"] <= 32
     assert record["zero_shot"] == {"dataset": "the evaluation set", "rows": 32, "classes": 9, "templates": ["{}"]}
     weights = load_file(run / "model.safetensors")
     assert weights["text_projection.weight"].dtype == torch.float16

@@ -237,6 +237,7 @@ def test_a_mapping_goes_over_the_entries_of_the_file(tmp_path, capsys):
     path = write(tmp_path / "config.yaml", **BASE, model={"patch_size": 7, "pooling": "mean"})
     model, _, _ = parse(path, "--use_cpu", "--model", "{pooling: cls, drop_path_rate: 0.1}")
     assert model.model == {"patch_size": 7, "pooling": "cls", "drop_path_rate": 0.1}
+    assert parse(path, "--use_cpu", "--model", "{}")[0].model == {}
     with pytest.raises(SystemExit):
         parse(path, "--model", "pooling")
     assert "'pooling' is not a mapping" in capsys.readouterr().err

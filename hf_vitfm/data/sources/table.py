@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".tsv")
-_PATH_NAMES = (*IMAGE_NAMES, "file_name", "filename", "file", "path", "image_path")
+_PATH_NAMES = (*IMAGE_NAMES, "file_name", "filename", "file", "filepath", "path", "image_path")
 
 
 def open_tables(datasets: Any, files: dict[Path, str], image_column: str | None) -> dict[str, "Dataset"]:
@@ -27,8 +27,8 @@ def open_tables(datasets: Any, files: dict[Path, str], image_column: str | None)
         datasets: the library.
         files: the tables. Paths in them start at the folder of the table; "data:image/png;base64,..." is an image
             itself. In CSV and TSV, columns of numbers are recognised; empty cells have no value.
-        image_column: name of the column of paths; by default image, img, file_name, filename, file, path or
-            image_path.
+        image_column: name of the column of paths; by default image, img, file_name, filename, file, filepath, path
+            or image_path.
 
     Raises:
         ValueError: if a table cannot be read or has no column of paths; the message names it.
@@ -40,9 +40,11 @@ def open_tables(datasets: Any, files: dict[Path, str], image_column: str | None)
         if image_column is None:
             image_column = next((name for name in _PATH_NAMES if name in content[0]), None)
         if image_column not in content[0]:
+            remedy = "Name the one with the paths of the images as `image_column`."
+            if len(content[0]) == 1 and re.search("[;\t]", next(iter(content[0]))):
+                remedy = "Cells of a .csv are separated by commas, those of a .tsv by tabs."
             raise ValueError(
-                f"{file} has no column {image_column or 'of paths'}; the columns are {', '.join(content[0])}. Name the "
-                "one with the paths of the images as `image_column`."
+                f"{file} has no column {image_column or 'of paths'}; the columns are {', '.join(content[0])}. {remedy}"
             )
         rows[split_of(name)] += [_with_image(row, file, i, image_column) for i, row in enumerate(content)]
     splits = {}
