@@ -224,10 +224,8 @@ def _data(run: dict) -> str:
     data_license = (
         f"Its licence is {as_code(dataset['license'])}." if dataset["license"] else "Its licence is not known."
     )
-    return (
-        "## Data and licences\n\n"
-        f"Trained on {_images_trained_on(dataset)}{identifier}. {data_license} "
-        + (f"The weights are under {as_code(weights)}." if weights else "No licence has been stated for the weights.")
+    return f"## Data and licences\n\nTrained on {_images_trained_on(dataset)}{identifier}. {data_license} " + (
+        f"The weights are under {as_code(weights)}." if weights else "No licence has been stated for the weights."
     )
 
 

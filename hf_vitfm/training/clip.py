@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data.pair_collator import PairCollator
-from ..data.tokenizers import check_tokenizer
+from ..data.tokenizers import check_tokenizer, longest_text
 from ..data.transforms import build_transform
 from ..evaluation.retrieval import evaluate_retrieval
 from ..models.modeling_clip import CLIPModel
@@ -239,4 +239,4 @@ def _pair_collator(model: CLIPModel, processing_class) -> PairCollator:
         )
     config = model.config.text_config
     check_tokenizer(tokenizer, config)
-    return PairCollator(tokenizer, config.max_position_embeddings)
+    return PairCollator(tokenizer, longest_text(tokenizer, config))
