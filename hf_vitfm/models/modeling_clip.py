@@ -92,7 +92,7 @@ class CLIPModel(CLIPPreTrainedModel):
                     f"{type(tower).__name__}. Take its base model."
                 )
             tower.config = built.config  # part of the new configuration
-            setattr(model, name, _without_pooler(tower, getattr(model.config, name.replace("model", "pooling"))))
+            setattr(model, name, _without_idle_weights(tower, getattr(model.config, name.replace("model", "pooling"))))
         return model.train(vision_model.training or text_model.training)
 
     def lock_towers(self, vision: bool = False, text: bool = False) -> None:
@@ -288,11 +288,17 @@ def _build_tower(config: PreTrainedConfig, pooling: str | None) -> PreTrainedMod
         return CLIPVisionModel(config)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of a decoder, which nobody reads again
-    return _without_pooler(AutoModel.from_config(config), pooling)
+    return _without_idle_weights(AutoModel.from_config(config), pooling)
 
 
-def _without_pooler(tower: PreTrainedModel, pooling: str | None) -> PreTrainedModel:
-    """Take away a learned pooler that is not used: it would have no gradient, which distributed training refuses."""
+def _without_idle_weights(tower: PreTrainedModel, pooling: str | None) -> PreTrainedModel:
+    """Take away a learned pooler that is not used, and freeze what masked pretraining puts in the place of patches.
+
+    Neither would have a gradient, which distributed training refuses.
+    """
+    for name, parameter in tower.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)
     pooler = getattr(tower, "pooler", None)
     if pooling is not None and isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         tower.pooler = None
