@@ -199,6 +199,11 @@ class CLIPModel(CLIPPreTrainedModel):
         if pooling is None:
             pooled = _own_pooling(outputs, self.vision_model, "vision_pooling")
         else:
+            if tokens.ndim != 3:
+                raise ValueError(
+                    f"{type(self.vision_model).__name__} gives a map {tuple(tokens.shape)}, not tokens (images, tokens, "
+                    f"width), so `vision_pooling={pooling!r}` has nothing to pool. Leave it out."
+                )
             if pooling == "mean":  # patches come last in every library
                 tokens = tokens[:, -_num_patches(self.config.vision_config, pixel_values) :]
             pooled = pool_tokens(tokens, pooling)
