@@ -30,7 +30,7 @@ class PairCollator:
 
     Args:
         tokenizer: one without a padding token, as GPT-2's, pads with its end token; the mask tells them apart.
-        context_length: the most tokens per caption, `max_position_embeddings` of the text tower at most.
+        context_length: the most tokens per caption, what the text tower takes at most (`longest_text`).
         padding: "longest" = to the longest caption of the batch, "max_length" = to `context_length`, for compiled models
             that want one shape.
 

@@ -83,6 +83,17 @@ def _texts(captions: Iterable[Any]) -> Iterator[str]:
                 yield text
 
 
+def longest_text(tokenizer: "PreTrainedTokenizerBase", text_config: Any) -> int:
+    """The most tokens of a text that both take; towers like RoBERTa's have more positions than they have for tokens.
+
+    Args:
+        tokenizer: of transformers; its limit is `model_max_length`.
+        text_config: configuration of the text tower, this library's or any other.
+    """
+    positions = getattr(text_config, "max_position_embeddings", None)
+    return min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
+
+
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", text_config: Any) -> None:
     """Refuse a tokenizer whose ids or lengths the text tower does not have, or whose texts end with another token.
 

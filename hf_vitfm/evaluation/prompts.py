@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.pair_collator import PairCollator
-from ..data.tokenizers import check_tokenizer
+from ..data.tokenizers import check_tokenizer, longest_text
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig
 from .features import SILENT_SECONDS, joint_embeds
 from .modes import evaluating
@@ -131,9 +131,7 @@ def _tokenize(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: S
     config = getattr(model.config, "text_config", model.config)
     if model.config.model_type in _POOLED_AT_THE_END:
         check_tokenizer(tokenizer, config)
-    limit = min(
-        getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length, tokenizer.model_max_length
-    )
+    limit = longest_text(tokenizer, config)
     if not _reads_padding(model):
         return PairCollator(tokenizer, limit).tokenize(prompts)
     inputs = PairCollator(tokenizer, limit, padding="max_length").tokenize(prompts)

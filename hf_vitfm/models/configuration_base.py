@@ -111,12 +111,17 @@ class VitfmConfig(PreTrainedConfig):
     def _unknown(cls, names) -> list[str]:
         return sorted(set(names) - set(cls.__dataclass_fields__) - set(cls.attribute_map) - TRANSFORMERS_KEYS)
 
-    def __post_init__(self, **kwargs):
-        unknown = self._unknown(kwargs)
+    @classmethod
+    def refuse_unknown(cls, names) -> None:
+        """Raise a ValueError if one of these names is no field."""
+        unknown = cls._unknown(names)
         if unknown:
-            near = difflib.get_close_matches(unknown[0], self.field_names(), n=1)
+            near = difflib.get_close_matches(unknown[0], cls.field_names(), n=1)
             hint = f" Did you mean `{near[0]}`?" if near else " The fields are listed in the class's docstring."
-            raise ValueError(f"{type(self).__name__} has no field `{unknown[0]}`.{hint}")
+            raise ValueError(f"{cls.__name__} has no field `{unknown[0]}`.{hint}")
+
+    def __post_init__(self, **kwargs):
+        self.refuse_unknown(kwargs)
         super().__post_init__(**kwargs)
 
     def _check_shares(self, *names: str):

@@ -243,5 +243,6 @@ def _read_tower(saved: dict | PreTrainedConfig | None, changes: dict, own: type)
     if model_type != saved.get("model_type", own.model_type):
         return _tower_config(changes, own)
     if model_type == own.model_type:
+        own.refuse_unknown(changes)  # transformers would leave them out in silence
         return own.from_dict(saved, **{name: value for name, value in changes.items() if name != "model_type"})
     return _tower_config({**saved, **changes}, own)

@@ -95,7 +95,7 @@ class CLIPModel(CLIPPreTrainedModel):
                     f"{type(tower).__name__}. Take its base model."
                 )
             tower.config = built.config  # part of the new configuration
-            setattr(model, name, _without_pooler(tower, getattr(model.config, name.replace("model", "pooling"))))
+            setattr(model, name, _without_idle_weights(tower, getattr(model.config, name.replace("model", "pooling"))))
         return model.train(vision_model.training or text_model.training)
 
     def lock_towers(self, vision: bool = False, text: bool = False) -> None:
@@ -202,6 +202,11 @@ class CLIPModel(CLIPPreTrainedModel):
         if pooling is None:
             pooled = _own_pooling(outputs, self.vision_model, "vision_pooling")
         else:
+            if tokens.ndim != 3:
+                raise ValueError(
+                    f"{type(self.vision_model).__name__} gives a map {tuple(tokens.shape)}, not tokens (images, tokens, "
+                    f"width), so `vision_pooling={pooling!r}` has nothing to pool. Leave it out."
+                )
             if pooling == "mean":  # patches come last in every library
                 tokens = tokens[:, -_num_patches(self.config.vision_config, pixel_values) :]
             pooled = pool_tokens(tokens, pooling)
@@ -291,11 +296,17 @@ def _build_tower(config: PreTrainedConfig, pooling: str | None) -> PreTrainedMod
         return CLIPVisionModel(config)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of a decoder, which nobody reads again
-    return _without_pooler(AutoModel.from_config(config), pooling)
+    return _without_idle_weights(AutoModel.from_config(config), pooling)
 
 
-def _without_pooler(tower: PreTrainedModel, pooling: str | None) -> PreTrainedModel:
-    """Take away a learned pooler that is not used: it would have no gradient, which distributed training refuses."""
+def _without_idle_weights(tower: PreTrainedModel, pooling: str | None) -> PreTrainedModel:
+    """Take away a learned pooler that is not used, and freeze what masked pretraining puts in the place of patches.
+
+    Neither would have a gradient, which distributed training refuses.
+    """
+    for name, parameter in tower.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)
     pooler = getattr(tower, "pooler", None)
     if pooling is not None and isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         tower.pooler = None

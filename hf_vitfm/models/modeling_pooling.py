@@ -25,8 +25,10 @@ def text_position(input_ids: Tensor, pooling: str, eos_token_id: int, attention_
         pooling: "eos", the first end token, or the last token of a text that has none; "argmax", the first of the
             highest ids; "last", the last place of the row, padding or not.
         eos_token_id: the end token.
-        attention_mask: (B, T) with 1 for tokens, 0 for padding.
+        attention_mask: (B, T) with 1 for tokens, 0 for padding, which may be made of end tokens and stands for no text.
     """
+    if attention_mask is not None:
+        input_ids = input_ids.masked_fill(~attention_mask.bool(), -1)
     if pooling == "argmax":
         return input_ids.argmax(dim=1)
     if pooling == "last":

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data.pair_collator import PairCollator
-from ..data.tokenizers import check_tokenizer
+from ..data.tokenizers import check_tokenizer, longest_text
 from ..data.transforms import build_transform
 from ..evaluation.retrieval import evaluate_retrieval
 from ..models.modeling_clip import CLIPModel
@@ -55,7 +55,8 @@ class CLIPTrainer(VisionTrainer):
     Raises:
         TypeError: if the model or the arguments are others.
         ValueError: if the model's temperature is not finite, there is neither a collator nor a tokenizer, the
-            tokenizer does not fit the model, or only a part is given of what the zero-shot accuracy needs.
+            tokenizer does not fit the model, only a part is given of what the zero-shot accuracy needs, or several
+            processes are to look for unused weights.
     """
 
     def __init__(
@@ -75,6 +76,12 @@ class CLIPTrainer(VisionTrainer):
         if not isinstance(args, CLIPTrainingArguments):
             raise TypeError(f"`args` must be CLIPTrainingArguments; got {type(args).__name__}.")
         _check_temperature(model)
+        if args.ddp_find_unused_parameters and args.world_size > 1:
+            raise ValueError(
+                "`ddp_find_unused_parameters` cannot be True for CLIP: it takes the factor on the cosines for unused, which "
+                "the loss uses after the towers are done. Leave it out; if a tower has weights that take no part in it, "
+                "freeze them: `parameter.requires_grad_(False)`."
+            )
         self.zero_shot = ZeroShotTask.of(labelled_dataset, classnames, templates, processing_class)
         data_collator = data_collator or _pair_collator(model, processing_class)
         self.reads_captions = isinstance(data_collator, PairCollator)
@@ -239,4 +246,4 @@ def _pair_collator(model: CLIPModel, processing_class) -> PairCollator:
         )
     config = model.config.text_config
     check_tokenizer(tokenizer, config)
-    return PairCollator(tokenizer, config.max_position_embeddings)
+    return PairCollator(tokenizer, longest_text(tokenizer, config))

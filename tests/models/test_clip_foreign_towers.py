@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from hf_vitfm import CLIPConfig, CLIPModel, ViTConfig
 from hf_vitfm.models.modeling_pooling import pool_tokens
-from tests.tiny import FIELDS, VISION_FIELDS, random_images, random_texts, randomize, tiny_clip_config
+from tests.tiny import FIELDS, TEXT_FIELDS, VISION_FIELDS, random_images, random_texts, randomize, tiny_clip_config
 
 
 LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -135,6 +135,15 @@ def test_head_is_refused_as_a_tower():
     head = transformers.BertForMaskedLM(BERT)
     with pytest.raises(ValueError, match="`text_model` must be a BertModel.*got a BertForMaskedLM"):
         CLIPModel.from_towers(transformers.Dinov2WithRegistersModel(DINOV2), head)
+
+
+def test_a_convolutional_tower_pools_itself():
+    vision = transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, image_size=32)
+    fields = {"text_config": TEXT_FIELDS, "vision_config": vision, "projection_dim": 8}
+    images = random_images(2)
+    assert CLIPModel(CLIPConfig(**fields)).get_image_features(images).pooler_output.shape == (2, 8)
+    with pytest.raises(ValueError, match="`vision_pooling='mean'` has nothing to pool. Leave it out"):
+        CLIPModel(CLIPConfig(**fields, vision_pooling="mean")).get_image_features(images)
 
 
 def test_tower_without_pooled_output_asks_for_a_pooling():

@@ -125,6 +125,22 @@ def test_text_without_end_token_is_pooled_at_its_last():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pooling", ["eos", "argmax"])
+def test_padding_made_of_end_tokens_is_not_pooled(pooling):
+    model = tiny_clip(text={"pooling": pooling})
+    texts = torch.tensor([[59, 59, 58, 3, 4, 59], [58, 3, 4, 5, 6, 59]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found = model.get_text_features(texts, mask, positions).pooler_output[:1]
+    assert relative_error(found, model.get_text_features(texts[:1, 2:]).pooler_output) < 1e-6
+
+
+def test_a_text_without_end_token_is_pooled_alike_whatever_pads_it(model):
+    texts, mask = torch.tensor([[58, 3, 4, 59, 59]]), torch.tensor([[1, 1, 1, 0, 0]])
+    found = model.get_text_features(texts, mask).pooler_output
+    assert relative_error(found, model.get_text_features(texts[:, :3]).pooler_output) < 1e-6
+
+
 def test_argmax_pools_at_the_first_of_the_highest_ids():
     model = tiny_clip(text={"pooling": "argmax", "eos_token_id": 2})
     tokens = torch.tensor([[50, 3, 57, 4, 57], [50, 59, 5, 6, 7]])

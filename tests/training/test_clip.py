@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hf_vitfm import (
     load_sample,
 )
 from hf_vitfm.data.tokenizers import train_tokenizer
+from hf_vitfm.training.clip import _pair_collator
 from hf_vitfm.training.optimization import parameter_groups
 from hf_vitfm.training.scalars import flatten_scalars
 from tests.tiny import relative_error
@@ -366,6 +368,20 @@ def test_pairs_of_images_and_captions_train_and_are_evaluated(tmp_path):
     trainer.train()
     metrics = trainer.evaluate()
     assert math.isfinite(metrics["eval_loss"]) and 0 <= metrics["eval_image_to_text_recall@10"] <= 1
+
+
+def test_captions_are_cut_where_tower_or_tokenizer_end_the_first():
+    tokenizer = train_tokenizer(["a cat sat on the mat"], vocab_size=300, context_length=6)
+    processor = SimpleNamespace(tokenizer=tokenizer)
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    fields = {**BERT, **ids, "model_type": "roberta", "vocab_size": len(tokenizer), "pad_token_id": 1}
+    model = make_model(torch.float32, text_pooling="mean", text={**fields, "max_position_embeddings": 8})
+    batch = _pair_collator(model, processor).tokenize(["a cat sat on the mat, and it was a fat cat"])
+    assert batch["input_ids"].shape == (1, 6)
+    assert model.get_text_features(**batch).pooler_output.isfinite().all()
+    tokenizer.model_max_length = 10**30
+    model = make_model(text={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
+    assert _pair_collator(model, processor).context_length == 6  # the tower's
 
 
 def test_captions_need_a_tokenizer(tmp_path):
