@@ -105,15 +105,15 @@ def _is_other(candidate: Candidate) -> bool:
 def _other_architecture(config: dict) -> str | None:
     """A sentence on an architecture that other libraries have and this one has not; None if there is none."""
     model_type, architecture = config.get("model_type"), config.get("architecture")
-    known_types = {name for known in FORMATS for name in known.model_types}
-    if isinstance(model_type, str) and model_type in MODEL_MAPPING_NAMES and model_type not in known_types:
+    is_known = any(known.matches(config, {}) for known in FORMATS)
+    if isinstance(model_type, str) and model_type in MODEL_MAPPING_NAMES and not is_known:
         name = MODEL_MAPPING_NAMES[model_type]
         name = name if isinstance(name, str) else name[0]
         return (
             f"`model_type` {model_type!r} is another architecture: load it with transformers' `{name}` or its Auto classes "
             "(this library's trainers, evaluations and `hf-vitfm predict` take any image classifier of transformers)"
         )
-    if isinstance(architecture, str) and not any(known.matches(config, {}) for known in FORMATS):
+    if isinstance(architecture, str) and not is_known:
         return (
             f"timm's architecture {architecture!r} is another one: load it with `timm.create_model` or transformers' "
             "`TimmWrapperForImageClassification`"
