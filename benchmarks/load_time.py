@@ -65,7 +65,7 @@ def write_models(root: str, layers: int) -> dict:
     towers = {name: {"num_hidden_layers": layers} for name in ("text_config", "vision_config")}
     built = {
         "ViT-B/16": transformers.ViTForImageClassification(
-            transformers.ViTConfig(num_hidden_layers=layers, num_labels=1000)
+            transformers.ViTConfig(num_hidden_layers=layers, num_labels=1000, layer_norm_eps=1e-6)  # as timm has it
         ),
         "CLIP ViT-B/32": transformers.CLIPModel(transformers.CLIPConfig(**towers)),
     }
