@@ -7,6 +7,7 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.modeling_vit import ViTForImageClassification
 from .detect import MODEL_CLASSES, Detected, detect
 from .limits import check_config
 from .read import filled_in
@@ -66,7 +67,7 @@ def describe(source, source_format: str | None = None, **where) -> Description:
             problems.append(error)
     if not readings:
         raise ValueError(f"{str(source)!r} looks like {found.format.name}'s format and cannot be read: {problems[0]}")
-    model, missing, unused, mismatched = min(readings, key=lambda reading: len(reading[1]) + len(reading[2]))
+    model, missing, unused, mismatched = min(readings, key=_misfit)
     notes = found.format.notes(config, shapes) if found.format.notes else []
     return Description(found, model, missing, unused, mismatched, notes, _licence(place, config))
 
@@ -86,6 +87,12 @@ def _read(found: Detected, model_class: type, shapes: dict[str, tuple]) -> tuple
     used = _leaves([tensor for name, tensor in ours.items() if name in expected])
     unused = [name for name, tensor in theirs.items() if id(tensor) not in used]
     return model, sorted(set(expected) - set(ours)), unused, mismatched
+
+
+def _misfit(reading: tuple) -> tuple[int, bool]:
+    """How many weights are missing or unused; a classifier of no classes is no classifier."""
+    model, missing, unused, _ = reading
+    return len(missing) + len(unused), isinstance(model, ViTForImageClassification) and model.config.num_labels == 0
 
 
 def _as_named_by(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:

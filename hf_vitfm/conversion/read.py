@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .detect import detect
 from .limits import check_config, check_size, count_values
-from .source import Source
+from .source import Candidate, Source
 
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ def read_checkpoint(
     """
     found = detect(Source(source, **where), source_format, model_class)
     saved = found.candidate.config
-    state_dict = found.candidate.state_dict()
-    check_config(saved, len(state_dict))
+    opened = found.candidate.state_dict()
+    check_config(saved, len(opened))
     try:
-        config, state_dict = found.format.reader(model_class)(model_class, saved, state_dict)
+        config, state_dict = found.format.reader(model_class)(model_class, saved, dict(opened))
     except ValueError:
         raise
     except Exception as error:
@@ -48,6 +48,8 @@ def read_checkpoint(
             f"{str(source)!r} looks like {found.format.name}'s format, and its configuration or weights are not as that "
             f"has them ({type(error).__name__}: {reason}). The files are damaged or of another kind."
         ) from error
+    if all(file.endswith(".safetensors") for file in found.candidate.weights().files):
+        state_dict = _mapped_anew(state_dict, opened, found.candidate)
     config = filled_in(config, given or {})
     whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
     if whole:
@@ -59,6 +61,30 @@ def read_checkpoint(
     config = {**config, "dtype": dtype} if dtype else config
     check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     return config, state_dict
+
+
+def _mapped_anew(state_dict: dict[str, Tensor], opened: dict[str, Tensor], candidate: Candidate) -> dict[str, Tensor]:
+    """The same weights, without the parts of their files that were read only to be copied.
+
+    Safetensors files are mapped into memory, where what was read stays as long as any tensor of the map lives: fused
+    weights would be held twice. In a new map nothing has been read yet.
+
+    Args:
+        state_dict: weights under our names, new ones and some of `opened`.
+        opened: the tensors of the files.
+        candidate: what they were read from.
+    """
+    names = {id(tensor): name for name, tensor in opened.items()}
+    memory = {tensor.untyped_storage().data_ptr() for tensor in opened.values()}
+    again = candidate.state_dict()
+    kept = {}
+    for name, tensor in state_dict.items():
+        if id(tensor) in names:
+            tensor = again[names[id(tensor)]]
+        elif tensor.untyped_storage().data_ptr() in memory:  # another view: a token, a scale
+            tensor = tensor.clone()
+        kept[name] = tensor
+    return kept
 
 
 def filled_in(config: dict, given: Mapping) -> dict:

@@ -13,7 +13,7 @@ from ..models.configuration_base import as_pair
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
 from .rules import Rule, to_ours, to_theirs, with_bias
-from .timm_config import Shapes, our_fields, parse, their_arguments
+from .timm_config import Shapes, is_vit, our_fields, parse, their_arguments
 from .timm_processor import image_processor, pretrained_fields
 
 
@@ -82,14 +82,16 @@ def _timm_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def matches(config: dict, keys: Collection[str]) -> bool:
-    """Whether a file is timm's.
+    """Whether a file is one of timm's Vision Transformers.
 
     Args:
         config: its config.json, {} for weights alone.
         keys: the names of its weights.
     """
     if config:
-        return "architecture" in config and ("model_type" not in config or config["model_type"] == "timm_wrapper")
+        return (
+            is_vit(str(config.get("architecture", ""))) and config.get("model_type", "timm_wrapper") == "timm_wrapper"
+        )
     names = {name.removeprefix(_WRAPPER_PREFIX) for name in keys}
     return {"patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"} <= names and not any(
         name.startswith("decoder_") for name in names

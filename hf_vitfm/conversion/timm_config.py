@@ -70,9 +70,14 @@ def parse(config: dict) -> tuple[str, dict, dict]:
     return config.get("architecture") or "", config.get("model_args") or {}, pretrained
 
 
+def is_vit(architecture: str) -> bool:
+    """Whether timm's architecture of this name is one of its Vision Transformers, of whatever kind."""
+    return _KNOWN_NAME.match(architecture) is not None
+
+
 def _refuse(architecture: str, args: dict, shapes: Shapes) -> None:
     """Refuse other kinds of transformers, saying what is different."""
-    if architecture and not _KNOWN_NAME.match(architecture):
+    if architecture and not is_vit(architecture):
         raise ValueError(f"timm's {architecture!r} is not a plain Vision Transformer.{_OTHER_WAY}")
     reasons = [reason for part, reason in _REFUSED_NAMES.items() if part in architecture]
     reasons += [reason for part, reason in _REFUSED_WEIGHTS.items() if any(part in name for name in shapes)]

@@ -364,8 +364,9 @@ def test_width_that_no_model_of_timm_has_asks_for_the_number_of_heads():
 @pytest.mark.parametrize(
     ("config", "keys", "expected"),
     [
-        ({"architecture": "resnet50", "pretrained_cfg": {}}, [], True),
-        ({"architecture": "resnet50", "model_type": "timm_wrapper"}, [], True),
+        ({"architecture": "vit_base_patch16_224", "pretrained_cfg": {}}, [], True),
+        ({"architecture": "vit_base_patch16_224", "model_type": "timm_wrapper"}, [], True),
+        ({"architecture": "resnet50", "pretrained_cfg": {}}, [], False),
         ({"model_type": "vit"}, [], False),
         ({"architecture": "x", "model_type": "vit"}, [], False),
         ({}, ["pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"], True),
