@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .archives import read_shapes, read_tensors
+from .archives import read_shapes, read_tensors, read_whole_numbers
 
 
 # In the order of preference.
@@ -50,6 +50,10 @@ class Weights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by name, read without the tensors where the files allow it."""
         return {name: shape for file in self.files for name, shape in read_shapes(file).items()}
+
+    def whole_numbers(self) -> list[str]:
+        """Names of the tensors that are no floating-point numbers."""
+        return [name for file in self.files for name in read_whole_numbers(file)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU.
