@@ -6,6 +6,9 @@ from .detect import Detected, detect
 from .source import WHERE, Source
 
 
+_NO_CODE = {"trust_remote_code": False}  # left open, transformers asks at the terminal whether to run it
+
+
 def load_image_processor(source, image_size=None, source_format: str | None = None, **kwargs):
     """Load transformers' image processor of a checkpoint.
 
@@ -73,7 +76,7 @@ def _detected(place: Source, source_format: str | None) -> Detected | None:
 
 def _transformers_image_processor(place: Source, kwargs: dict):
     try:
-        return AutoImageProcessor.from_pretrained(place.folder, **kwargs)
+        return AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
     except OSError as error:
         raise OSError(
             place.why_absent()
@@ -88,7 +91,7 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
         reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {error} {advice}"
         raise OSError(reason) from error

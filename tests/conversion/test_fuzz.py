@@ -209,3 +209,13 @@ def test_weight_under_two_names_is_an_error(originals, tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="'embeddings.cls_token' and 'vit.embeddings.cls_token' are the same weight"):
         ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ours"])
+@pytest.mark.parametrize("eps", [float("nan"), float("inf"), -1e-6])
+def test_epsilon_that_makes_no_numbers_is_an_error(originals, tmp_path, kind, eps):
+    shutil.copytree(originals[kind], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": eps}))
+    with pytest.raises(ValueError, match="`layer_norm_eps` must be a finite number"):
+        ViTForImageClassification.from_pretrained(tmp_path)
