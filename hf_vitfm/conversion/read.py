@@ -52,7 +52,8 @@ def read_checkpoint(
     refuse_whole_numbers(source, [name for name, tensor in state_dict.items() if not tensor.is_floating_point()])
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
     config = {**config, "dtype": dtype} if dtype else config
-    if model_class.__name__ in (saved.get("architectures") or ()):  # then a head belongs to it
+    architectures = saved.get("architectures")
+    if isinstance(architectures, list) and model_class.__name__ in architectures:  # then a head belongs to it
         config = {**config, "architectures": [model_class.__name__]}
     check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     return config, state_dict

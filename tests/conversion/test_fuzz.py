@@ -219,3 +219,24 @@ def test_epsilon_that_makes_no_numbers_is_an_error(originals, tmp_path, kind, ep
     (tmp_path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": eps}))
     with pytest.raises(ValueError, match="`layer_norm_eps` must be a finite number"):
         ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ours"])
+def test_weight_in_two_shards_is_an_error(originals, tmp_path, kind):
+    weights = load_file(originals[kind] / "model.safetensors")
+    shutil.copy(originals[kind] / "config.json", tmp_path)
+    name = min(weights)
+    save_file(weights, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    save_file({name: weights[name] + 1}, tmp_path / "b.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": {**dict.fromkeys(weights, "a.safetensors"), name: "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"b.safetensors holds '{name}', as another shard does"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [5, "ViTForImageClassification", {}, [None], True])
+def test_architectures_of_another_kind_do_not_matter_or_are_an_error(originals, tmp_path, value):
+    shutil.copytree(originals["safetensors"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": value}))
+    load_or_fail_clearly(tmp_path)
