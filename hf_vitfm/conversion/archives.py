@@ -5,8 +5,12 @@ against its size before the tensors are touched.
 """
 
 import pickle
+import re
+import threading
 import zipfile
 from collections.abc import Callable
+from mmap import ACCESS_READ
+from mmap import mmap as memory_map
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,9 @@ from .nested import unwrap
 # A file may describe this many times its own size (tied weights, zeros that compress well), and a little more.
 _MAX_GROWTH, _SLACK = 16, 2**22
 _ADVICE = "Fetch it again."
+# What torch lets a pickle call though weights never need it: they make much memory of a few bytes.
+_INFLATING = re.compile(rb"\nbytearray\n|\n_rebuild_device_tensor_from_(numpy|cpu_tensor)\n")
+_allowing = threading.Lock()  # the classes that torch allows in pickles are the process's
 
 
 class _Arguments:
@@ -48,6 +55,16 @@ def read_shapes(path) -> dict[str, tuple[int, ...]]:
         OSError: if it cannot be read.
     """
     return _guarded(path, lambda: _SHAPES.get(Path(path).suffix, _pickled_shapes)(path))
+
+
+def read_whole_numbers(path) -> list[str]:
+    """The names of a file's tensors that are no floating-point numbers.
+
+    Raises:
+        ValueError: as `read_tensors`.
+        OSError: if it cannot be read.
+    """
+    return _guarded(path, lambda: _WHOLE.get(Path(path).suffix, _whole_numbers)(path))
 
 
 def _guarded(path, read: Callable):
@@ -80,6 +97,12 @@ def _safetensors_shapes(path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def _safetensors_whole_numbers(path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        return [name for name in names if not file.get_slice(name).get_dtype().startswith(("F", "BF"))]
+
+
 # PyTorch
 
 
@@ -88,7 +111,8 @@ def _read_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
         is_zip = file.read(4) == b"PK\x03\x04"
     if is_zip:
         _check_torch_archive(path)
-    with torch.serialization.safe_globals([(_Arguments, "argparse.Namespace")]):
+    _check_calls(path, is_zip)
+    with _allowing, torch.serialization.safe_globals([(_Arguments, "argparse.Namespace")]):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     try:
         tensors = unwrap(content, Path(path).name)
@@ -98,8 +122,32 @@ def _read_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
+def _check_calls(path, is_zip: bool) -> None:
+    """Refuse a pickle that calls what makes much memory of a few bytes; nothing is called to find out."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            is_found = any(
+                _INFLATING.search(archive.read(entry))
+                for entry in archive.infolist()
+                if entry.filename.endswith("data.pkl")
+            )
+    else:
+        with open(path, "rb") as file, memory_map(file.fileno(), 0, access=ACCESS_READ) as content:
+            is_found = _INFLATING.search(content)
+    if is_found:
+        raise _RefusedError(
+            f"{Path(path).name} is pickled with calls that no weights need and that can fill the memory; it is not read. "
+            "Use a copy in safetensors format."
+        )
+
+
 def _pickled_shapes(path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in _read_pickled(path, mmap=True).items()}
+
+
+def _whole_numbers(path) -> list[str]:
+    tensors = _read_pickled(path, mmap=True)
+    return [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
 
 
 def _check_torch_archive(path) -> None:
@@ -188,3 +236,4 @@ def _npz_shapes(path) -> dict[str, tuple[int, ...]]:
 
 _READERS = {".safetensors": load_file, ".npz": _read_npz}
 _SHAPES = {".safetensors": _safetensors_shapes, ".npz": _npz_shapes}
+_WHOLE = {".safetensors": _safetensors_whole_numbers}

@@ -39,6 +39,7 @@ def export_checkpoint(model, directory, format: str = "transformers", processing
             f"`format` must be one of {', '.join(names)} and the model one of this library's; got {format!r} and "
             f"{type(model).__name__}."
         )
+    _check_weights(model)
     image_processor, tokenizer = _parts(processing_class)
     files = _write(writers, model, image_processor)
     directory = Path(directory)
@@ -52,6 +53,20 @@ def export_checkpoint(model, directory, format: str = "transformers", processing
             tokenizer.save_pretrained(staging)
         _publish(Path(staging), directory)
     return directory
+
+
+def _check_weights(model) -> None:
+    """Refuse weights that are not there, and those of adapters, which no format has a place for."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"The weight {name!r} is on the meta device and has no values. Load the model's weights first."
+            )
+        if ".base_layer." in name:
+            raise ValueError(
+                f"The model has adapters (at {name!r}), which no format here can hold. Merge them first: "
+                "`model = model.merge_and_unload()` of PEFT's model."
+            )
 
 
 def _write(writers: list, model, image_processor) -> dict[str, dict]:
@@ -78,18 +93,23 @@ def _save(path: Path, content: dict) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     elif path.suffix == ".safetensors":
-        save_file({name: _own_memory(tensor) for name, tensor in content.items()}, path, metadata={"format": "pt"})
+        save_file(_own_memories(content), path, metadata={"format": "pt"})
     elif path.suffix == ".npz":
         np.savez(path, **{name: _to_numpy(value) for name, value in content.items()})
     else:
         torch.save(content, path)
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
-    """A contiguous tensor on the CPU that shares its memory with no other, as safetensors wants it."""
-    tensor = tensor.detach().cpu().contiguous()
-    is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone() if is_view else tensor
+def _own_memories(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU of which none shares its memory with another, as safetensors wants them."""
+    found, seen = {}, set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        is_view = storage.nbytes() != tensor.numel() * tensor.element_size()
+        found[name] = tensor.clone() if is_view or storage.data_ptr() in seen else tensor
+        seen.add(storage.data_ptr())
+    return found
 
 
 def _to_numpy(value) -> np.ndarray:

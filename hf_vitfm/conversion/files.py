@@ -2,13 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
-from .archives import read_shapes, read_tensors
+from .archives import read_shapes, read_tensors, read_whole_numbers
 
 
 # In the order of preference.
@@ -49,7 +50,11 @@ class Weights:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by name, read without the tensors where the files allow it."""
-        return {name: shape for file in self.files for name, shape in read_shapes(file).items()}
+        return self._join(read_shapes)
+
+    def whole_numbers(self) -> list[str]:
+        """Names of the tensors that are no floating-point numbers."""
+        return [name for file in self.files for name in read_whole_numbers(file)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU.
@@ -57,7 +62,19 @@ class Weights:
         Raises:
             ValueError: if a file is damaged or could run code.
         """
-        return {name: tensor for file in self.files for name, tensor in read_tensors(file).items()}
+        return self._join(read_tensors)
+
+    def _join(self, read: Callable[[str], dict]) -> dict:
+        found: dict = {}
+        for file in self.files:
+            part = read(file)
+            twice = sorted(found.keys() & part.keys())
+            if twice:
+                raise ValueError(
+                    f"{os.path.basename(file)} holds {twice[0]!r}, as another shard does; fetch both again."
+                )
+            found |= part
+        return found
 
 
 def shard_names(index) -> list[str]:

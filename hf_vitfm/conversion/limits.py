@@ -49,7 +49,7 @@ def _is_float(name) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
-def check_size(model_class: type, fields: dict, num_values: int) -> None:
+def check_size(model_class: type, fields: dict, num_values: int):
     """Refuse a model that is far larger than its checkpoint, or cannot be built at all.
 
     Args:
@@ -57,12 +57,16 @@ def check_size(model_class: type, fields: dict, num_values: int) -> None:
         fields: of its configuration, as saved.
         num_values: how many numbers the weight files hold.
 
+    Returns:
+        The model on the meta device.
+
     Raises:
         ValueError: naming both sizes, or what is wrong.
     """
     try:
         config = model_class.config_class.from_dict(fields)
-        size = sum(parameter.numel() for parameter in model_class.on_meta_device(config).parameters())
+        model = model_class.on_meta_device(config)
+        size = sum(parameter.numel() for parameter in model.parameters())
     except ValueError:
         raise
     except Exception as error:  # what a wrong value of some field raises depends on who uses it first
@@ -75,6 +79,7 @@ def check_size(model_class: type, fields: dict, num_values: int) -> None:
             f"The configuration describes a model of {size:,} parameters, and the weight files hold {num_values:,} "
             "numbers: they do not belong together, or are damaged."
         )
+    return model
 
 
 def check_checkpoint(model_class: type, source, saved: dict, **where) -> None:
@@ -94,9 +99,29 @@ def check_checkpoint(model_class: type, source, saved: dict, **where) -> None:
     place = Source(source, **{**where, "force_download": False})  # the loading that follows does that
     if not any(map(place.find, SINGLE_FILES + INDEX_FILES)):
         return  # adapters, variants: transformers knows more names of files, and says it if there is none
-    shapes = place.weights(SINGLE_FILES + INDEX_FILES).shapes
-    check_config(saved, len(shapes))
-    check_size(model_class, saved, count_values(shapes))
+    weights = place.weights(SINGLE_FILES + INDEX_FILES)
+    check_config(saved, len(weights.shapes))
+    model = check_size(model_class, saved, count_values(weights.shapes))
+    prefix = f"{model.base_model_prefix}."
+    parameters = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
+    refuse_whole_numbers(source, [name for name in weights.whole_numbers() if name.removeprefix(prefix) in parameters])
+
+
+def refuse_whole_numbers(source, names: list[str]) -> None:
+    """Refuse weights that are no floating-point numbers, which loading would turn into some.
+
+    Args:
+        source: folder, file or Hub id.
+        names: of such weights.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if names:
+        raise ValueError(
+            f"{len(names)} weights of {str(source)!r} are not floating-point numbers: {', '.join(sorted(names)[:5])}. The "
+            "file is damaged, or quantised in a way that is not read; use the unquantised weights."
+        )
 
 
 def count_values(shapes: Mapping[str, tuple[int, ...]]) -> int:

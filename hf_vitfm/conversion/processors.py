@@ -1,9 +1,15 @@
 """The image processor and the tokenizer that belong to a checkpoint."""
 
+import math
+
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from .detect import Detected, detect
 from .source import WHERE, Source
+
+
+_MAX_SIDE = 2**16  # pixels
+_NO_CODE = {"trust_remote_code": False}  # left open, transformers asks at the terminal whether to run it
 
 
 def load_image_processor(source, image_size=None, source_format: str | None = None, **kwargs):
@@ -25,7 +31,7 @@ def load_image_processor(source, image_size=None, source_format: str | None = No
     is_ours = source_format is None and any(map(place.find, ("preprocessor_config.json", "processor_config.json")))
     found = None if is_ours else _detected(place, source_format)
     if found is not None and found.format.image_processor is not None:
-        processor = found.format.image_processor(found.candidate.config, found.candidate.shapes, **rest)
+        processor = _built(place, found, rest)
     else:
         processor = _transformers_image_processor(place, kwargs)
     if image_size is not None:
@@ -71,9 +77,36 @@ def _detected(place: Source, source_format: str | None) -> Detected | None:
         return None  # a processor may lie alone; what is missing is said by transformers' loader
 
 
+def _built(place: Source, found: Detected, rest: dict):
+    """The image processor that a format's own configuration describes.
+
+    Raises:
+        ValueError: if that is damaged.
+    """
+    try:
+        processor = found.format.image_processor(found.candidate.config, found.candidate.shapes, **rest)
+        numbers = [*processor.image_mean, *processor.image_std]
+        sides = [side for size in (processor.size, processor.crop_size) for side in dict(size or {}).values() if side]
+        is_sound = all(map(math.isfinite, numbers)) and min(processor.image_std) > 0
+        is_sound = is_sound and all(0 < side <= _MAX_SIDE for side in sides)
+    except (ImportError, OSError, ValueError):
+        raise
+    except Exception as error:  # what a wrong value raises depends on who uses it first
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"The preprocessing that {place.name!r} describes is damaged ({type(error).__name__}: {reason})."
+        ) from error
+    if not is_sound:
+        raise ValueError(
+            f"The preprocessing that {place.name!r} describes is damaged: mean {processor.image_mean}, standard deviation "
+            f"{processor.image_std}, sizes {sides}."
+        )
+    return processor
+
+
 def _transformers_image_processor(place: Source, kwargs: dict):
     try:
-        return AutoImageProcessor.from_pretrained(place.folder, **kwargs)
+        return AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
     except OSError as error:
         raise OSError(
             place.why_absent()
@@ -88,7 +121,7 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
         reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {error} {advice}"
         raise OSError(reason) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from .detect import detect
-from .limits import check_config, check_size, count_values
+from .limits import check_config, check_size, count_values, refuse_whole_numbers
 from .source import Candidate, Source
 
 
@@ -51,14 +51,12 @@ def read_checkpoint(
     if all(file.endswith(".safetensors") for file in found.candidate.weights().files):
         state_dict = _mapped_anew(state_dict, opened, found.candidate)
     config = filled_in(config, given or {})
-    whole = sorted(name for name, tensor in state_dict.items() if not tensor.is_floating_point())
-    if whole:
-        raise ValueError(
-            f"{len(whole)} weights of {str(source)!r} are not floating-point numbers: {', '.join(whole[:5])}. The file is "
-            "damaged, or quantised in a way that is not read; use the unquantised weights."
-        )
+    refuse_whole_numbers(source, [name for name, tensor in state_dict.items() if not tensor.is_floating_point()])
     dtype = saved.get("dtype") or saved.get("torch_dtype")  # what to load as, which the file's own may not be
     config = {**config, "dtype": dtype} if dtype else config
+    architectures = saved.get("architectures")
+    if isinstance(architectures, list) and model_class.__name__ in architectures:  # then a head belongs to it
+        config = {**config, "architectures": [model_class.__name__]}
     check_size(model_class, config, count_values({name: tensor.shape for name, tensor in state_dict.items()}))
     return config, state_dict
 

@@ -3,7 +3,7 @@
 A name may hold "{i}", which stands for every layer. Our names are those of the base model, without a prefix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,21 @@ def with_bias(ours: str, *theirs: str, optional: bool = False) -> list[Rule]:
     ]
 
 
+def renamed(state_dict: Mapping, rename: Callable[[str], str]) -> dict:
+    """A state dict under other names.
+
+    Raises:
+        ValueError: if two tensors get one name.
+    """
+    found, origins = {}, {}
+    for name, tensor in state_dict.items():
+        new = rename(name)
+        if new in found:
+            raise ValueError(f"{origins[new]!r} and {name!r} are the same weight; the file is damaged.")
+        found[new], origins[new] = tensor, name
+    return found
+
+
 def _expand(rules: Sequence[Rule], num_layers: int) -> list[Rule]:
     expanded = []
     for rule in rules:
@@ -49,6 +64,7 @@ def to_ours(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: in
         ValueError: if weights are missing or left over; names the first five of each.
     """
     converted, used, missing = {}, set(), []
+    left_out = []  # optional rules
     for rule in _expand(rules, num_layers):
         absent = [name for name in rule.theirs if name not in state_dict]
         if not absent:
@@ -58,6 +74,11 @@ def to_ours(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: in
         elif not rule.optional or len(absent) < len(rule.theirs):
             missing += absent
             used.update(rule.theirs)
+        else:
+            left_out.append(rule)
+    optional = {rule.ours for rule in rules if rule.optional} & set(converted)
+    begun = {name.rpartition(".")[0] for name in optional}  # modules of which a part is there
+    missing += [name for rule in left_out if rule.ours.rpartition(".")[0] in begun for name in rule.theirs]
     unexpected = sorted(set(state_dict) - used)
     if missing or unexpected:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.configuration_base import as_pair
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, renamed, to_ours, to_theirs, with_bias
 from .timm_config import Shapes, is_vit, our_fields, parse, their_arguments
 from .timm_processor import image_processor, pretrained_fields
 
@@ -71,14 +71,15 @@ def _rules(config: VitfmViTConfig) -> list[Rule]:
 
 def _timm_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under the names of timm's models, without what they leave out."""
-    renamed = {}
-    for name, tensor in state_dict.items():
-        name = name.removeprefix(_WRAPPER_PREFIX)
-        for original, own in _ORIGINAL_NAMES.items():
-            name = name.replace(original, own)
-        if not name.startswith(_UNUSED):
-            renamed[name] = tensor
-    return renamed
+    weights = renamed(state_dict, _timm_name)
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(_UNUSED)}
+
+
+def _timm_name(name: str) -> str:
+    name = name.removeprefix(_WRAPPER_PREFIX)
+    for original, own in _ORIGINAL_NAMES.items():
+        name = name.replace(original, own)
+    return name
 
 
 def matches(config: dict, keys: Collection[str]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.modeling_vit import ViTModel
 from . import transformers_vit
 from .refusals import refuse_other
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, renamed, to_ours, to_theirs, with_bias
 
 
 MODEL_TYPE = "deit"
@@ -42,7 +42,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     """
     theirs = transformers_vit.complete(transformers.DeiTConfig, saved)
     config = {name: getattr(theirs, name) for name in transformers_vit.SHARED_FIELDS}
-    state_dict = {transformers_vit.file_name(name.removeprefix("deit.")): state_dict[name] for name in state_dict}
+    state_dict = renamed(state_dict, lambda name: transformers_vit.file_name(name.removeprefix("deit.")))
     is_base, is_read_alone = issubclass(model_class, ViTModel), "classifier.weight" in state_dict
     state_dict, representation = transformers_vit.take_pooler(theirs, state_dict, is_base)
     rules = [rule for rule in _rules(not is_read_alone) if theirs.qkv_bias or rule.ours != transformers_vit.QKV_BIAS]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.configuration_base import as_pair
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, renamed, to_ours, to_theirs, with_bias
 
 
 NAME = "dinov2"
@@ -120,7 +120,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
         "pooling": "cls" if is_base else "cls_mean",
         "position_interpolation": "bicubic_antialias" if has_registers else "bicubic",
     }
-    weights = {_file_name(name): tensor for name, tensor in state_dict.items()}
+    weights = renamed(state_dict, _file_name)
     weights.pop("embeddings.mask_token", None)
     has_halves = any(".mlp.gate_proj." in name for name in weights)
     weights = to_ours(weights, _rules(VitfmViTConfig(**fields), has_halves), theirs.num_hidden_layers)

@@ -9,7 +9,7 @@ from ..models.configuration_mae import VitfmMAEConfig
 from ..models.modeling_mae import MAEModel
 from ..models.modeling_vit import ViTModel
 from . import transformers_vit
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, renamed, to_ours, to_theirs, with_bias
 
 
 MODEL_TYPE = "vit_mae"
@@ -64,7 +64,7 @@ def _rules(rules: list[Rule], qkv_bias: bool) -> list[Rule]:
 def _convert(saved: dict, state_dict: dict[str, Tensor]):
     """(transformers' configuration, encoder's weights under our names, the rest under the file's names)."""
     theirs = transformers_vit.complete(transformers.ViTMAEConfig, saved)
-    state_dict = {_file_name(name): tensor for name, tensor in state_dict.items()}
+    state_dict = renamed(state_dict, _file_name)
     rest = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith("decoder.")}
     rules = _rules(_ENCODER_RULES, theirs.qkv_bias)
     return theirs, to_ours(state_dict, rules, theirs.num_hidden_layers), rest

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, renamed, to_ours, to_theirs, with_bias
 
 
 MODEL_TYPE = "vit"
@@ -105,7 +105,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     """
     theirs = complete(transformers.ViTConfig, saved)
     config = {name: getattr(theirs, name) for name in SHARED_FIELDS}
-    state_dict = {file_name(name): tensor for name, tensor in state_dict.items()}
+    state_dict = renamed(state_dict, file_name)
     is_base = issubclass(model_class, ViTModel)
     state_dict, representation = take_pooler(theirs, state_dict, is_base)
     rules = [rule for rule in RULES if theirs.qkv_bias or rule.ours != QKV_BIAS]

@@ -183,6 +183,8 @@ class VitfmEncoderConfig(VitfmConfig):
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}.")
+        if not 0 <= self.layer_norm_eps < float("inf"):
+            raise ValueError(f"`layer_norm_eps` must be a finite number, not negative; got {self.layer_norm_eps}.")
         self._check_shares("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 
 

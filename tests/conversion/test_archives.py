@@ -3,7 +3,9 @@
 import argparse
 import io
 import logging
+import pickle
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -149,6 +151,37 @@ def test_npz_whose_shape_is_not_its_size_is_refused_before_memory_is_taken(tmp_p
     for read in (read_tensors, read_shapes):
         with pytest.raises(ValueError, match=r"'a.npy' takes 612 bytes, and its shape \(99, 99\) needs"):
             read(tmp_path / "x.npz")
+
+
+def pickled(call: bytes, is_zip: bool) -> bytes:
+    """A file whose pickle is one call."""
+    if not is_zip:
+        magic = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+        return b"".join(pickle.dumps(part, 2) for part in magic) + call + pickle.dumps([], 2)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in {"data.pkl": call, "version": b"3\n", "byteorder": b"little"}.items():
+            archive.writestr(f"archive/{name}", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    "name", ["builtins\nbytearray", "torch._utils\n_rebuild_device_tensor_from_cpu_tensor", "__builtin__\nbytearray"]
+)
+def test_calls_that_fill_memory_are_refused_before_they_are_made(tmp_path, is_zip, name):
+    call = b"\x80\x02c" + name.encode() + b"\nJ\x00\x00\x00\x01\x85R."
+    (tmp_path / "x.bin").write_bytes(pickled(call, is_zip))
+    for read in (read_tensors, read_shapes):
+        with pytest.raises(ValueError, match="pickled with calls that no weights need"):
+            read(tmp_path / "x.bin")
+
+
+def test_threads_do_not_take_the_allowed_class_from_each_other(tmp_path, tensors):
+    torch.save({"model": tensors, "args": argparse.Namespace(lr=0.1)}, tmp_path / "x.pth")
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(read_tensors, [tmp_path / "x.pth"] * 200):
+            assert_same(found, tensors)
 
 
 # What is read

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import transformers
 
 from hf_vitfm import ViTForImageClassification, export_checkpoint
@@ -44,3 +45,23 @@ def test_processor_of_images_and_texts_is_written_whole(tmp_path):
     loaded = transformers.AutoProcessor.from_pretrained(tmp_path)
     assert loaded.tokenizer("a b").input_ids == [2, 0, 1, 3]
     assert loaded.image_processor.size == processor.image_processor.size
+
+
+@pytest.mark.parametrize("format", ["transformers", "timm", "mae", "dinov2"])
+def test_model_without_values_or_with_adapters_is_refused_and_nothing_is_written(tmp_path, format):
+    empty = ViTForImageClassification.on_meta_device(tiny_config())
+    with pytest.raises(ValueError, match="is on the meta device and has no values"):
+        export_checkpoint(empty, tmp_path, format=format)
+    adapted = ViTForImageClassification(tiny_config())
+    adapted.vit.encoder.layers[0].attention.qkv.base_layer = torch.nn.Linear(2, 2)  # what PEFT puts there
+    with pytest.raises(ValueError, match="has adapters .*merge_and_unload"):
+        export_checkpoint(adapted, tmp_path, format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_share_their_memory_are_written_twice(tmp_path):
+    model = ViTForImageClassification(tiny_config())
+    layer = model.vit.encoder.layers[0]
+    layer.norm2.weight = layer.norm1.weight
+    found = ViTForImageClassification.from_pretrained(export_checkpoint(model, tmp_path)).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())

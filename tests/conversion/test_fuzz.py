@@ -176,3 +176,67 @@ def test_base_model_of_a_damaged_file_is_no_half_model_either(originals, tmp_pat
     for name in sorted(name for name in weights if name.startswith("vit.encoder"))[:4]:
         save_file({key: tensor for key, tensor in weights.items() if key != name}, path, metadata={"format": "pt"})
         assert load_or_fail_clearly(tmp_path, ViTModel) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_whole_and_complex_numbers_in_our_own_files_are_errors(originals, tmp_path, dtype):
+    shutil.copytree(originals["ours"], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    weights, name = load_file(path), "vit.encoder.layers.0.attention.proj.weight"
+    save_file({**weights, name: weights[name].to(dtype)}, path, metadata={"format": "pt"})
+    for model_class in (ViTForImageClassification, ViTModel):
+        with pytest.raises(ValueError, match="1 weights .* are not floating-point numbers: .*attention.proj.weight"):
+            model_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [["weight"], ["bias"], ["weight", "bias"]])
+def test_classifier_without_its_head_or_a_part_of_it_is_an_error(originals, tmp_path, lost):
+    shutil.copytree(originals["safetensors"], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    weights = {
+        name: tensor for name, tensor in load_file(path).items() if name not in {f"classifier.{x}" for x in lost}
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing.*classifier.{min(lost)}"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+def test_weight_under_two_names_is_an_error(originals, tmp_path):
+    shutil.copytree(originals["safetensors"], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    weights["embeddings.cls_token"] = weights["vit.embeddings.cls_token"] + 1
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="'embeddings.cls_token' and 'vit.embeddings.cls_token' are the same weight"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ours"])
+@pytest.mark.parametrize("eps", [float("nan"), float("inf"), -1e-6])
+def test_epsilon_that_makes_no_numbers_is_an_error(originals, tmp_path, kind, eps):
+    shutil.copytree(originals[kind], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": eps}))
+    with pytest.raises(ValueError, match="`layer_norm_eps` must be a finite number"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ours"])
+def test_weight_in_two_shards_is_an_error(originals, tmp_path, kind):
+    weights = load_file(originals[kind] / "model.safetensors")
+    shutil.copy(originals[kind] / "config.json", tmp_path)
+    name = min(weights)
+    save_file(weights, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    save_file({name: weights[name] + 1}, tmp_path / "b.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": {**dict.fromkeys(weights, "a.safetensors"), name: "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"b.safetensors holds '{name}', as another shard does"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [5, "ViTForImageClassification", {}, [None], True])
+def test_architectures_of_another_kind_do_not_matter_or_are_an_error(originals, tmp_path, value):
+    shutil.copytree(originals["safetensors"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": value}))
+    load_or_fail_clearly(tmp_path)

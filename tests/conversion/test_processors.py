@@ -1,5 +1,7 @@
 """Image processors and tokenizers of checkpoints, and the resize to a model's image size."""
 
+import json
+
 import pytest
 import transformers
 from PIL import Image
@@ -120,3 +122,20 @@ def test_tokenizer_of_nowhere(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist. Name a folder"):
         load_tokenizer(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("file", "load", "part"),
+    [
+        ("preprocessor_config.json", load_image_processor, "AutoImageProcessor"),
+        ("tokenizer_config.json", load_tokenizer, "AutoTokenizer"),
+    ],
+)
+def test_code_beside_a_processor_is_refused_without_asking(tmp_path, monkeypatch, file, load, part):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "n")
+    (tmp_path / file).write_text(json.dumps({"auto_map": {part: "evil.Thing"}}))
+    (tmp_path / "evil.py").write_text("raise SystemExit")
+    with pytest.raises((ValueError, OSError), match="custom code|no tokenizer that can be read"):
+        load(tmp_path)
+    assert not asked

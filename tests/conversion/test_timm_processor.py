@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 
-from hf_vitfm import ViTForImageClassification, build_transform
+from hf_vitfm import ViTForImageClassification, build_transform, load_image_processor
 from hf_vitfm.conversion import timm as timm_format
 from hf_vitfm.conversion.timm_processor import image_processor, pretrained_fields
 from tests.tiny import tiny_config
@@ -164,3 +165,25 @@ def test_exported_folder_has_timms_own_transform(tmp_path):
     transform = create_transform(**timm.data.resolve_model_data_config(model))
     image = photographs()[0]
     torch.testing.assert_close(transform(image), timms(CONFIGS["augreg"], image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("interpolation", "random"),
+        ("interpolation", 3),
+        ("crop_pct", "x"),
+        ("crop_pct", -1),
+        ("crop_pct", 1e-9),
+        ("input_size", "abc"),
+        ("mean", "abc"),
+        ("mean", [float("nan")] * 3),
+        ("std", [0, 0, 0]),
+    ],
+)
+def test_damaged_preprocessing_is_a_clear_error(tmp_path, field, value):
+    config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": {"input_size": [3, 32, 32], field: value}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="preprocessing .* is damaged"):
+        load_image_processor(tmp_path)
