@@ -1,13 +1,14 @@
 """Read a checkpoint of any format and write it in another: configuration, weights and preprocessing.
 
-  hf-vitfm convert google/vit-base-patch16-224 outputs/vit --to hf_vitfm
-  hf-vitfm convert outputs/vit outputs/for_timm --to timm --verify
+  hf-vitfm convert timm/vit_base_patch16_224.augreg_in21k outputs/for_transformers --to transformers --verify
+  hf-vitfm convert google/vit-base-patch16-224 outputs/for_timm --to timm --set layer_norm_eps=1e-6
 
 What the target cannot hold is refused by the name of the field, and nothing is written. With --verify the target's own
 library opens what was written; the exit code is 1 if the two differ by more than rounding.
 """
 
 import argparse
+import json
 import sys
 
 
@@ -19,7 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("source", help="Hub id, folder or weight file")
     parser.add_argument("directory", help="folder to write")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="hf_vitfm, transformers, timm, open_clip, ...")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="hf_vitfm, transformers, dinov2, timm, open_clip, openai, mae or jax",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="fields",
+        help="a field of the configuration to change, or that the weights do not tell (num_attention_heads=6)",
+    )
     parser.add_argument("--verify", action="store_true", help="compare both libraries on the same random images")
     parser.add_argument("--source-format", help="the format to read, where the source has several")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
@@ -32,12 +46,19 @@ def run(arguments: argparse.Namespace) -> int:
     from ..conversion.describe import describe
     from ..conversion.formats import OURS
     from ..conversion.verify import verify
+    from ..models.modeling_clip import CLIPModel
+    from ..models.modeling_clip_towers import CLIPTextPreTrainedModel
+    from ..models.modeling_vit import ViTForImageClassification, ViTModel
 
     where = {"revision": arguments.revision, "subfolder": arguments.subfolder}
-    description = describe(arguments.source, arguments.source_format, **where)
+    fields = dict(map(_field, arguments.fields))
+    description = describe(arguments.source, arguments.source_format, fields, **where)
     own = {"source_format": arguments.source_format} if arguments.source_format else {}
-    model = type(description.model).from_pretrained(arguments.source, **own, **where)
-    parts = _preprocessing(arguments, where)
+    model_class = type(description.model)
+    if model_class is ViTForImageClassification and not description.model.config.num_labels:
+        model_class = ViTModel  # what a classifier without classes gives differs between libraries
+    model = model_class.from_pretrained(arguments.source, **own, **fields, **where)
+    parts = _preprocessing(arguments, where, isinstance(model, CLIPModel | CLIPTextPreTrainedModel))
     if arguments.to == OURS:
         model.save_pretrained(arguments.directory)
         for part in parts:
@@ -52,12 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if not found.largest <= _TOLERANCE * found.scale else 0
 
 
-def _preprocessing(arguments: argparse.Namespace, where: dict) -> list:
+def _field(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"`--set` takes FIELD=VALUE, such as layer_norm_eps=1e-6; got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _preprocessing(arguments: argparse.Namespace, where: dict, has_text: bool) -> list:
     """The image processor and the tokenizer, those of them that there are; says which are not."""
     from ..conversion import load_image_processor, load_tokenizer
 
     parts = []
-    for name, load in (("image processor", load_image_processor), ("tokenizer", load_tokenizer)):
+    loaders = {"image processor": load_image_processor, **({"tokenizer": load_tokenizer} if has_text else {})}
+    for name, load in loaders.items():
         try:
             parts.append(load(arguments.source, source_format=arguments.source_format, **where))
         except (OSError, ValueError) as error:

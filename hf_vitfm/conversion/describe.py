@@ -1,5 +1,6 @@
 """What a checkpoint holds, found from its configuration and the shapes of its weights, without the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +44,13 @@ class Description:
     licence: str | None
 
 
-def describe(source, source_format: str | None = None, **where) -> Description:
+def describe(source, source_format: str | None = None, given: Mapping | None = None, **where) -> Description:
     """Describe a checkpoint by the one of our classes that takes most of it.
 
     Args:
         source: folder, weight file or Hub id.
         source_format: as in `from_pretrained`.
+        given: fields of our configuration for what the weights do not tell, such as the number of heads.
         **where: `revision`, `token`, `subfolder`, ... as `from_pretrained` takes them.
 
     Raises:
@@ -62,7 +64,7 @@ def describe(source, source_format: str | None = None, **where) -> Description:
     readings, problems = [], []
     for model_class in sorted(found.model_classes, key=_BY_SIZE.index):
         try:
-            readings.append(_read(found, model_class, shapes))
+            readings.append(_read(found, model_class, shapes, given or {}))
         except Exception as error:  # readers take files to be whole; what a damaged one raises has no end
             problems.append(error)
     if not readings:
@@ -72,11 +74,11 @@ def describe(source, source_format: str | None = None, **where) -> Description:
     return Description(found, model, missing, unused, mismatched, notes, _licence(place, config))
 
 
-def _read(found: Detected, model_class: type, shapes: dict[str, tuple]) -> tuple:
+def _read(found: Detected, model_class: type, shapes: dict[str, tuple], given: Mapping) -> tuple:
     """(model, missing, unused, mismatched) of one class, all on the meta device."""
     theirs = {name: torch.empty(shape, device="meta", requires_grad=True) for name, shape in shapes.items()}
     fields, ours = found.format.reader(model_class)(model_class, found.candidate.config, dict(theirs))
-    model = model_class.on_meta_device(model_class.config_class.from_dict(filled_in(fields, {})))
+    model = model_class.on_meta_device(model_class.config_class.from_dict(filled_in(fields, given)))
     ours = _as_named_by(model, ours)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     mismatched = [

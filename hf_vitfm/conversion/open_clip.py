@@ -179,7 +179,8 @@ def read(model_class: type, saved: Mapping, state_dict: dict[str, Tensor]) -> tu
     """
     weights, model_cfg = with_text_prefix(state_dict), saved.get("model_cfg")
     if model_cfg is None:
-        logger.warning(UNKNOWN_ACTIVATION)
+        if not any(tensor.is_meta for tensor in weights.values()):  # a description has it among its notes
+            logger.warning(UNKNOWN_ACTIVATION)
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         model_cfg = infer_model_cfg(shapes, quick_gelu=False, head_widths=HEAD_WIDTHS)
     return convert(model_class, model_cfg, weights)
@@ -248,9 +249,19 @@ def tokenizer(config: Mapping, **kwargs):
     Args:
         config: the content of open_clip_config.json, {} if there is none.
         **kwargs: passed on (`cache_dir`, `local_files_only`, ...).
+
+    Raises:
+        OSError: if that cannot be fetched and is not in the cache.
     """
     text_cfg = (config.get("model_cfg") or {}).get("text_cfg") or {}
-    loaded = AutoTokenizer.from_pretrained(text_cfg.get("hf_tokenizer_name") or OPENAI_TOKENIZER, **kwargs)
+    name = text_cfg.get("hf_tokenizer_name") or OPENAI_TOKENIZER
+    try:
+        loaded = AutoTokenizer.from_pretrained(name, **kwargs)
+    except OSError as error:
+        raise OSError(
+            f"the files of the tokenizer are in another repository, {name!r}, which cannot be read. Where there is a "
+            f"network, `hf download {name}` fetches it."
+        ) from error
     loaded.model_max_length = text_cfg.get("context_length") or 77
     return loaded
 

@@ -123,7 +123,8 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
     try:
         tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
-        reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {error} {advice}"
+        short = next(iter(str(error).splitlines()), type(error).__name__)[:200]  # others list all classes there are
+        reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {short} {advice}"
         raise OSError(reason) from error
     # Where files lack, transformers builds the class that config.json calls for, with special tokens and nothing else.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import constants, is_offline_mode, list_repo_files
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -95,6 +96,7 @@ class Source:
         self.file = Path(name) if os.path.isfile(name) else None
         self.folder = self.name if self.file is None else str(self.file.parent)
         self._is_hub = not os.path.isdir(self.folder)
+        self._is_reachable: bool | None = None  # not known yet
         self._paths: dict[str, str | None] = {}
         self._weights: dict[tuple, Weights] = {}
 
@@ -122,16 +124,29 @@ class Source:
         return self._paths[file_name]
 
     def _find(self, file_name: str) -> str | None:
+        where = {} if self.file is not None else dict(self.where)
+        if self._is_hub and not self._can_be_reached(file_name):
+            where["local_files_only"] = True
         try:
             return cached_file(
                 self.folder,
                 file_name,
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
-                **({} if self.file is not None else self.where),
+                **where,
             )
         except OSError as error:
             raise OSError(f"{self.name!r} cannot be read: {self._harmless(error)}") from None
+
+    def _can_be_reached(self, file_name: str) -> bool:
+        """Whether the Hub answers, asked once: without a network its client tries for half a minute per file."""
+        if self._is_reachable is None:
+            try:
+                cached_file(self.folder, file_name, **self.where)
+                self._is_reachable = True
+            except OSError as error:
+                self._is_reachable = not isinstance(error.__cause__, LocalEntryNotFoundError)
+        return self._is_reachable
 
     def weights(self, preferred: tuple[str, ...]) -> Weights:
         """The weight files: those preferred, or else the only other one.
@@ -186,7 +201,7 @@ class Source:
 
     def _repository_files(self, subfolder: str) -> list[str]:
         """Names of the files of one folder of a Hub repository; none if they cannot be had."""
-        if self._is_offline():
+        if self._is_offline() or self._is_reachable is False:
             return []
         try:
             names = list_repo_files(self.name, revision=self.where.get("revision"), token=self.where.get("token"))

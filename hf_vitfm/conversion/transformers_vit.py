@@ -135,9 +135,10 @@ def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
         required["representation_size"] = None
     for name, value in required.items():
         if getattr(config, name) != value:
+            other = "dinov2" if name in ("num_register_tokens", "layer_scale_init_value") else "timm"
             raise ValueError(
                 f"transformers' ViT cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "
-                'Save the model with `save_pretrained`, in this library\'s own format, or export it with `format="timm"`.'
+                f'Save the model with `save_pretrained`, in this library\'s own format, or export it with `format="{other}"`.'
             )
 
 

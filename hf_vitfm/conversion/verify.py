@@ -60,6 +60,10 @@ def verify(model, directory, format: str) -> Difference:
     pairs = [(ours[name], theirs[name]) for name in _OUTPUTS if name in ours and theirs.get(name) is not None]
     if not pairs:
         raise ValueError(f"{library} gives none of the outputs {', '.join(ours)}; nothing could be compared.")
+    for output, reference in pairs:
+        if output.shape != reference.shape:
+            shapes = f"{tuple(output.shape)} here and {tuple(reference.shape)} in {library}"
+            raise ValueError(f"What was written is another model: an output has the shape {shapes}.")
     return Difference(
         library,
         max((ours - theirs).abs().max().item() for ours, theirs in pairs),

@@ -65,4 +65,13 @@ def test_what_the_target_cannot_hold_is_refused_and_nothing_written(tmp_path, ca
 
 def test_unknown_format_is_refused(theirs, tmp_path, capsys):
     assert convert(theirs, tmp_path / "out", "--to", "jaxx") == 2
-    assert "`format` must be one of transformers" in capsys.readouterr().err
+    assert "`format` must be one of dinov2" in capsys.readouterr().err
+
+
+def test_fields_are_changed_for_a_target_that_cannot_hold_them(theirs, tmp_path, capsys):
+    assert convert(theirs, tmp_path / "mae", "--to", "mae") == 2
+    assert "`layer_norm_eps=1e-12` (only 1e-06)" in capsys.readouterr().err
+    assert convert(theirs, tmp_path / "mae", "--to", "mae", "--set", "layer_norm_eps=1e-6", "--verify") == 0
+    assert "tokenizer" not in capsys.readouterr().err
+    assert convert(theirs, tmp_path / "mae", "--to", "mae", "--set", "layer_norm_eps") == 2
+    assert "`--set` takes FIELD=VALUE" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from hf_vitfm import CLIPModel, MAEModel, ViTForImageClassification, ViTModel, load_image_processor, load_tokenizer
@@ -185,6 +186,22 @@ def test_repository_that_is_not_cached_says_so_and_how_to_get_it(load):
     )
     with pytest.raises((OSError, ValueError), match=message):
         load("google/vit-base-patch16-224")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
+    asked = []
+
+    def unanswered(name, file_name, local_files_only=False, _raise_exceptions_for_missing_entries=True, **kwargs):
+        asked.append(local_files_only)
+        if _raise_exceptions_for_missing_entries:
+            raise OSError("no connection") from LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(source, "cached_file", unanswered)
+    monkeypatch.setattr(source, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(source, "list_repo_files", lambda *args, **kwargs: pytest.fail("the Hub was asked again"))
+    with pytest.raises(ValueError, match="'some/vit' is no folder here .* the Hub cannot be reached.*`hf download"):
+        detect.detect(Source("some/vit", cache_dir=tmp_path))
+    assert asked[0] is False and all(asked[1:])
 
 
 def test_cached_repository_is_read_without_a_network(folder, tmp_path, theirs):
