@@ -45,7 +45,9 @@ def test_all_is_said_without_reading_weights(folder, capsys, monkeypatch):
         "licence": "apache-2.0",
         "missing weights": "none",
         "unused weights": "none",
+        "note": rows["note"],
     }
+    assert "`layer_norm_eps` is 1e-12" in rows["note"]
     assert "(17 tokens, " in rows["FLOPs, encoder"] and rows["FLOPs, encoder"].endswith("M per token)")
 
 

@@ -138,7 +138,7 @@ def test_the_image_processor_of_a_checkpoint_takes_fields(mae):
     ("fields", "message"),
     [
         ({"pooling": "average"}, "pooling"),
-        ({"pooling": "none"}, '`pooling="cls"` or `pooling="mean"`'),
+        ({"pooling": "none"}, '`pooling="cls"`, "mean" or'),
         ({"pooling": "mean", "num_hidden_layers": 4}, "would start at random"),
     ],
 )
