@@ -122,8 +122,8 @@ def test_overrides_reach_the_towers():
 @pytest.mark.parametrize("tower", ["text_config", "vision_config"])
 def test_overrides_of_a_tower_have_to_be_its_fields(tower):
     saved = tiny_clip_config().to_dict()
-    with pytest.raises(ValueError, match="no field `hidden_droput_prob`. Did you mean `hidden_dropout_prob`"):
-        CLIPConfig.from_dict(saved, **{tower: {"hidden_droput_prob": 0.1}})
+    with pytest.raises(ValueError, match="no field `hidden_dropouts_prob`. Did you mean `hidden_dropout_prob`"):
+        CLIPConfig.from_dict(saved, **{tower: {"hidden_dropouts_prob": 0.1}})
 
 
 def test_callers_towers_stay_as_they_are():
