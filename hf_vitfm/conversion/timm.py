@@ -127,7 +127,8 @@ def read(model_class: type, config: dict, state_dict: dict[str, Tensor]) -> tupl
     """
     state_dict = _timm_names(state_dict)
     fields = our_fields(config, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
-    ours = VitfmViTConfig(**fields)
+    # No shape depends on the number of heads, which weights alone may not tell.
+    ours = VitfmViTConfig(**{**fields, "num_attention_heads": fields["num_attention_heads"] or 1})
     weights = to_ours(state_dict, _rules(ours), ours.num_hidden_layers)
     _split_positions(weights, ours)
     is_head = {name: name.partition(".")[0].endswith("classifier") for name in weights}

@@ -97,7 +97,7 @@ def _refuse(architecture: str, args: dict, shapes: Shapes) -> None:
             )
 
 
-def _num_heads(architecture: str, args: dict, width: int) -> int:
+def _num_heads(architecture: str, args: dict, width: int) -> int | None:
     if "num_heads" in args:
         return args["num_heads"]
     if architecture.startswith(("vit_base_patch16_gap", "vit_giantopt")):
@@ -105,11 +105,7 @@ def _num_heads(architecture: str, args: dict, width: int) -> int:
     if architecture.startswith("test_vit"):
         return width // 32
     if width not in _HEADS and width % _HEAD_WIDTH:
-        raise ValueError(
-            f"The file does not say how many attention heads share the width of {width}, and timm's own models have no "
-            'such width. Put `{"architecture": "vit_base_patch16_224", "model_args": {"num_heads": ...}, '
-            '"pretrained_cfg": {}}` beside it as config.json.'
-        )
+        return None  # the caller has to say it
     return _HEADS.get(width, width // _HEAD_WIDTH)
 
 

@@ -13,7 +13,10 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
+from ..conversion.detect import detect
 from ..conversion.files import check_source
+from ..conversion.formats import OURS, TRANSFORMERS
+from ..conversion.source import Source
 from ..data.datasets import load_images
 from ..data.labels import count_unlabelled
 from ..data.sources.stream import open_stream
@@ -391,14 +394,22 @@ VIT_TYPES = ("vit", VitfmViTConfig.model_type, "vit_mae", VitfmMAEConfig.model_t
 _POOLING = ("vit.fc_norm.", "vit.layernorm.")
 
 
+def _is_foreign_vit(checkpoint: str, vit_class: type) -> bool:
+    """Whether it is a ViT that another library saved: timm, MAE's and DeiT's code, a weight file, ..."""
+    try:
+        return detect(Source(checkpoint), model_class=vit_class).format.name not in (OURS, TRANSFORMERS)
+    except (OSError, ValueError):  # another architecture
+        return False
+
+
 def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassification, **fields):
     """Load an image classifier with a new head; every other weight has to come from the checkpoint.
 
     Weights are float32 whatever the file holds: updates are too small for less.
 
     Args:
-        checkpoint: Hub id or folder; ViTs and the encoders of MAEs are loaded as ours, other models by
-            `AutoModelForImageClassification`.
+        checkpoint: Hub id, folder or weight file; ViTs and the encoders of MAEs, of any format that is read, are loaded
+            as ours, other models by `AutoModelForImageClassification`.
         vit_class: what ViTs and MAEs become.
         **fields: of the configuration: `id2label`, `label2id`, `image_size`, `drop_path_rate`, ...
 
@@ -407,8 +418,8 @@ def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassific
         ValueError: if weights other than the head's are missing or have another shape.
     """
     check_source(checkpoint)
-    config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type in VIT_TYPES:
+    config = None if _is_foreign_vit(checkpoint, vit_class) else AutoConfig.from_pretrained(checkpoint)
+    if config is None or config.model_type in VIT_TYPES:
         fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (ViT, section 3.2)
         model_class = vit_class
     else:

@@ -356,9 +356,13 @@ def test_missing_registers_are_an_error_even_where_only_the_name_tells_of_them()
         timm_format.read(ViTModel, config, weights)
 
 
-def test_width_that_no_model_of_timm_has_asks_for_the_number_of_heads():
-    with pytest.raises(ValueError, match="how many attention heads share the width of 32"):
-        read_weights(timm_model("augreg"))
+def test_width_that_no_model_of_timm_has_asks_for_the_number_of_heads(tmp_path):
+    theirs = timm_model("clip").eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="do not tell `num_attention_heads`"):
+        ViTModel.from_pretrained(tmp_path / "weights.pth")
+    model = ViTModel.from_pretrained(tmp_path / "weights.pth", num_attention_heads=4)
+    assert model.config.num_attention_heads == 4
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTImageProcessor, pipeline
 from transformers import ViTForImageClassification as TheirViT
 
 from hf_vitfm import ViTConfig as OurConfig
-from hf_vitfm import load_image_processor
+from hf_vitfm import ViTForImageClassification, load_image_processor
 from hf_vitfm.data.samples import load_sample
 from hf_vitfm.evaluation.predict import load_classifier
 from hf_vitfm.training import fine_tuning
@@ -23,6 +23,7 @@ from hf_vitfm.training.fine_tuning import ModelArguments, build_classifier
 from hf_vitfm.training.recipe import SMOKE_MODEL, DataArguments, load_for_fine_tuning, parse_recipe
 from hf_vitfm.training.targets import SINGLE, Targets
 from recipes.vit import finetune
+from tests.conversion.timm_models import images_for, save_timm, timm_model
 from tests.data.images import encode, noise
 
 
@@ -362,3 +363,20 @@ def test_the_reload_check_notices_a_wrong_model(tmp_path, monkeypatch):
     monkeypatch.setattr(fine_tuning, "pipeline", lambda *args, **kwargs: lambda image: [{"label": "?", "score": 1.0}])
     with pytest.raises(RuntimeError, match="disagree"):
         finetune.main(["recipes/vit/configs/fashion_scratch.yaml", "--smoke", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("family", ["augreg", "clip", "deit distilled"])
+@pytest.mark.parametrize("source", ["folder", "weights alone"])
+def test_timms_models_are_fine_tuned_as_ours(tmp_path, family, source):
+    theirs = timm_model(family)
+    folder = save_timm(theirs, tmp_path / "timm")
+    path = folder if source == "folder" else folder / "model.safetensors"
+    if source == "weights alone":
+        (folder / "config.json").unlink()
+    fields = {"num_labels": 3, "num_attention_heads": 4, "drop_path_rate": 0.1}
+    model = load_for_fine_tuning(str(path), **fields).eval()
+    assert isinstance(model, ViTForImageClassification) and model.config.num_labels == 3
+    theirs.reset_classifier(0)
+    images = images_for(theirs)
+    with torch.no_grad():
+        assert (model.vit(images).pooler_output - theirs.eval().forward_features(images)[:, 0]).abs().max() < 1e-5
