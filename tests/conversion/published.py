@@ -53,9 +53,8 @@ _MAE = "transformers' documentation of ViTMAE and its conversion script; MAE's m
 _DINOV2 = "transformers' documentation of DINOv2 and its conversion script; DINOv2's hub files"
 _CLIP = "transformers' documentation of CLIP and its conversion script; OpenAI's model.py"
 _SIGLIP = "transformers' documentation of SigLIP and its conversion script"
-_OPEN_CLIP = "open_clip's model_configs and push_to_hf_hub.py; transformers' conversion script"
-_TIMM = "timm's vision_transformer.py and deit.py, and its save_for_hf"
-_OTHER = "transformers' documentation of the architecture"
+OPEN_CLIP = "open_clip's model_configs and push_to_hf_hub.py; transformers' conversion script"
+TIMM = "timm's vision_transformer.py and deit.py, and its save_for_hf"
 
 
 def _positions(image_size: int, patch_size: int, prefix: int = 1) -> int:
@@ -68,7 +67,7 @@ def _letters(size: str, image_size: int = 224, patch_size: int = 16, prefix: int
     return {"layers": layers, **letters, **more}
 
 
-def _labels(count: int) -> dict:
+def short_labels(count: int) -> dict:
     return {
         "id2label": {str(i): f"LABEL_{i}" for i in range(count)},
         "label2id": {f"LABEL_{i}": i for i in range(count)},
@@ -100,7 +99,7 @@ def _vit_config(architecture: str, size: str, image_size: int, patch_size: int, 
 def _vit(
     repo: str, size: str, parameters: int, image_size: int = 224, patch_size: int = 16, source: str = _VIT, **fields
 ):
-    config = _vit_config("ViTForImageClassification", size, image_size, patch_size, **_labels(1000), **fields)
+    config = _vit_config("ViTForImageClassification", size, image_size, patch_size, **short_labels(1000), **fields)
     shapes = layouts.expand(layouts.VIT_CLASSIFIER, **_letters(size, image_size, patch_size, C=1000))
     configs = {"config.json": config}
     return Published(repo, source, configs, shapes, "ViTForImageClassification", parameters, image_size)
@@ -131,7 +130,7 @@ def _mae(size: str, parameters: int, patch_size: int = 16):
 
 def _deit_distilled(repo: str, size: str, parameters: int, image_size: int = 224):
     architecture = "DeiTForImageClassificationWithTeacher"
-    config = _vit_config(architecture, size, image_size, 16, **_labels(1000), torch_dtype="float32")
+    config = _vit_config(architecture, size, image_size, 16, **short_labels(1000), torch_dtype="float32")
     config["model_type"] = "deit"
     shapes = layouts.expand(layouts.DEIT_DISTILLED, **_letters(size, image_size, prefix=2, C=1000))
     configs = {"config.json": config}
@@ -184,7 +183,7 @@ def _dinov2_registers():
 
 
 def _dinov2_classifier():
-    config = _dinov2_config("Dinov2ForImageClassification", "small", **_labels(1000))
+    config = _dinov2_config("Dinov2ForImageClassification", "small", **short_labels(1000))
     shapes = layouts.expand(layouts.DINOV2_CLASSIFIER, **_letters("small", 518, 14, C=1000))
     repo, left_out = "facebook/dinov2-small-imagenet1k-1-layer", ("dinov2.embeddings.mask_token",)
     configs = {"config.json": config}
@@ -307,7 +306,7 @@ def _laion(is_open_clip: bool):
     if is_open_clip:
         tables, left_out, file = (layouts.OPEN_CLIP_TEXT, layouts.OPEN_CLIP_VISION), (), "open_clip_model.safetensors"
     shapes = _clip_shapes("base", (512, 8), 224, 32, *tables)
-    return Published(_LAION, _OPEN_CLIP, configs, shapes, "CLIPModel", 151_277_313, 224, left_out, weight_file=file)
+    return Published(_LAION, OPEN_CLIP, configs, shapes, "CLIPModel", 151_277_313, 224, left_out, weight_file=file)
 
 
 def _siglip():
@@ -327,11 +326,11 @@ def _siglip():
 
 
 _HALVES = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_OPENAI = OPEN_CLIP_CONFIG["preprocess_cfg"]
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+OPENAI = OPEN_CLIP_CONFIG["preprocess_cfg"]
 
 
-def _timm_config(name: str, features: int, classes: int, image_size: int = 224, **fields) -> dict:
+def timm_config(name: str, features: int, classes: int, image_size: int = 224, **fields) -> dict:
     architecture, tag = name.split(".")
     return {
         "architecture": architecture,
@@ -359,12 +358,12 @@ def _timm_config(name: str, features: int, classes: int, image_size: int = 224, 
 def _timm(name: str, size: str, parameters: int, classes: int, table: dict[str, str], letters=None, **fields):
     letters = letters or _letters(size)
     image_size = 518 if letters["S"] == 14 else 224
-    config = _timm_config(name, SIZES[size][0], classes, image_size, **fields)
+    config = timm_config(name, SIZES[size][0], classes, image_size, **fields)
     if classes:
         table, letters = {**table, **layouts.TIMM_HEAD}, {**letters, "C": classes}
     model_class = "ViTForImageClassification" if classes else "ViTModel"
     shapes = layouts.expand(table, **letters)
-    return Published(f"timm/{name}", _TIMM, {"config.json": config}, shapes, model_class, parameters, image_size)
+    return Published(f"timm/{name}", TIMM, {"config.json": config}, shapes, model_class, parameters, image_size)
 
 
 def _timm_wrapper():
@@ -376,46 +375,6 @@ def _timm_wrapper():
     source = "transformers' documentation of its timm wrapper"
     return replace(entry, repo=f"{entry.repo}-wrapped", source=source, configs={"config.json": config}, shapes=shapes)
 
-
-def _other(repo: str, says: str, config: dict, file: str = "config.json", source: str = _OTHER):
-    return Published(repo, source, {file: config}, says=says)
-
-
-_SWIN = {
-    "architectures": ["SwinForImageClassification"],
-    "depths": [2, 2, 6, 2],
-    "embed_dim": 96,
-    "hidden_size": 768,
-    "image_size": 224,
-    "model_type": "swin",
-    "num_heads": [3, 6, 12, 24],
-    "patch_size": 4,
-    "window_size": 7,
-}
-_CONVNEXT = {
-    "architectures": ["ConvNextForImageClassification"],
-    "depths": [3, 3, 9, 3],
-    "hidden_sizes": [96, 192, 384, 768],
-    "image_size": 224,
-    "model_type": "convnext",
-}
-_RESNET = {
-    "architectures": ["ResNetForImageClassification"],
-    "depths": [3, 4, 6, 3],
-    "embedding_size": 64,
-    "hidden_sizes": [256, 512, 1024, 2048],
-    "layer_type": "bottleneck",
-    "model_type": "resnet",
-}
-_BIT = {**_RESNET, "architectures": ["BitForImageClassification"], "layer_type": "preactivation", "model_type": "bit"}
-_CLIP_RESNET = {
-    "model_cfg": {
-        "embed_dim": 1024,
-        "vision_cfg": {"image_size": 224, "layers": [3, 4, 6, 3], "width": 64, "patch_size": None},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
-    },
-    "preprocess_cfg": _OPENAI,
-}
 
 OURS = (
     _vit("google/vit-base-patch16-224", "base", 86_567_656, transformers_version="4.13.0.dev0"),
@@ -454,8 +413,8 @@ OURS = (
     _timm("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "tiny", 5_717_416, 1000, layouts.TIMM),
     _timm("vit_base_patch16_224.augreg_in21k_ft_in1k", "base", 86_567_656, 1000, layouts.TIMM),
     _timm("vit_base_patch16_224.orig_in21k", "base", 85_798_656, 0, layouts.TIMM),
-    _timm("vit_base_patch16_224.mae", "base", 85_798_656, 0, layouts.TIMM, **_IMAGENET),
-    _timm("deit_base_patch16_224.fb_in1k", "base", 86_567_656, 1000, layouts.TIMM, **_IMAGENET),
+    _timm("vit_base_patch16_224.mae", "base", 85_798_656, 0, layouts.TIMM, **IMAGENET),
+    _timm("deit_base_patch16_224.fb_in1k", "base", 86_567_656, 1000, layouts.TIMM, **IMAGENET),
     _timm(
         "deit_base_distilled_patch16_224.fb_in1k",
         "base",
@@ -464,7 +423,7 @@ OURS = (
         {**layouts.TIMM, **layouts.TIMM_DISTILLED},
         _letters("base", prefix=2),
         classifier=["head", "head_dist"],
-        **_IMAGENET,
+        **IMAGENET,
     ),
     _timm(
         "vit_base_patch14_dinov2.lvd142m",
@@ -474,7 +433,7 @@ OURS = (
         {**layouts.TIMM, **layouts.TIMM_SCALES},
         _letters("base", 518, 14),
         crop_pct=1.0,
-        **_IMAGENET,
+        **IMAGENET,
     ),
     _timm(
         "vit_base_patch14_reg4_dinov2.lvd142m",
@@ -484,33 +443,8 @@ OURS = (
         {**layouts.TIMM, **layouts.TIMM_SCALES, **layouts.TIMM_REGISTERS},
         _letters("base", 518, 14, prefix=0, R=4),
         crop_pct=1.0,
-        **_IMAGENET,
+        **IMAGENET,
     ),
     _timm_wrapper(),
-    _timm("vit_base_patch16_clip_224.openai", "base", 86_193_152, 512, layouts.TIMM_CLIP, **_OPENAI),
-)
-NOT_OURS = (
-    _other("microsoft/swin-tiny-patch4-window7-224", "SwinModel", {**_SWIN, **_labels(1000)}),
-    _other("facebook/convnext-tiny-224", "ConvNextModel", {**_CONVNEXT, **_labels(1000)}),
-    _other("microsoft/resnet-50", "ResNetModel", {**_RESNET, **_labels(1000)}),
-    _other("google/bit-50", "BitModel", {**_BIT, **_labels(1000)}),
-    _other(
-        "timm/swin_tiny_patch4_window7_224.ms_in1k",
-        "timm.create_model",
-        _timm_config("swin_tiny_patch4_window7_224.ms_in1k", 768, 1000, **_IMAGENET),
-        source=_TIMM,
-    ),
-    _other(
-        "timm/resnet50.a1_in1k",
-        "TimmWrapperForImageClassification",
-        _timm_config("resnet50.a1_in1k", 2048, 1000, **_IMAGENET),
-        source=_TIMM,
-    ),
-    _other(
-        "timm/resnet50_clip.openai",
-        "open_clip.create_model_and_transforms",
-        _CLIP_RESNET,
-        "open_clip_config.json",
-        _OPEN_CLIP,
-    ),
+    _timm("vit_base_patch16_clip_224.openai", "base", 86_193_152, 512, layouts.TIMM_CLIP, **OPENAI),
 )

@@ -11,8 +11,9 @@ import transformers
 
 from hf_vitfm import ViTForImageClassification
 from hf_vitfm.conversion.describe import describe
-from tests.conversion.published import NOT_OURS, OURS, Published
+from tests.conversion.published import OURS, Published
 from tests.conversion.published_layouts import write_hollow
+from tests.conversion.published_others import NOT_OURS
 
 
 BOTH_KINDS = [entry for entry in OURS if len(entry.configs) > 1]
