@@ -72,14 +72,15 @@ def _mapped_anew(state_dict: dict[str, Tensor], opened: dict[str, Tensor], candi
         opened: the tensors of the files.
         candidate: what they were read from.
     """
-    names = {id(tensor): name for name, tensor in opened.items()}
+    whole = {(tensor.data_ptr(), tensor.numel()): name for name, tensor in opened.items() if tensor.is_contiguous()}
     memory = {tensor.untyped_storage().data_ptr() for tensor in opened.values()}
     again = candidate.state_dict()
     kept = {}
     for name, tensor in state_dict.items():
-        if id(tensor) in names:
-            tensor = again[names[id(tensor)]]
-        elif tensor.untyped_storage().data_ptr() in memory:  # another view: a token, a scale
+        theirs = whole.get((tensor.data_ptr(), tensor.numel()))
+        if theirs in again and tensor.is_contiguous() and tensor.dtype == again[theirs].dtype:
+            tensor = again[theirs].view(tensor.shape)
+        elif tensor.untyped_storage().data_ptr() in memory:  # a part, or turned: a token, a transposed projection
             tensor = tensor.clone()
         kept[name] = tensor
     return kept
