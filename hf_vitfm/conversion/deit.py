@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
+from ..models.modeling_vit import ViTPreTrainedModel
 from .imagenet_processor import resize_and_crop
-from .rules import Rule, to_ours, with_bias
+from .rules import Rule, named_for_vit, to_ours, with_bias
 from .timm_names import (
     EMBEDDING_RULES,
     HEADS_NOTE,
@@ -24,8 +24,6 @@ from .timm_names import (
 
 
 NAME = "deit"
-
-_HEADS = ("classifier.", "distillation_classifier.")
 
 
 def matches(config: Mapping, keys: Collection[str]) -> bool:
@@ -81,9 +79,7 @@ def read(model_class: type, config: Mapping, state_dict: Mapping[str, Tensor]) -
         positions = converted["embeddings.position_embeddings"]
         rows = positions.new_zeros(1, _prefixes(shapes)[0], positions.shape[2])
         converted["embeddings.position_embeddings"] = torch.cat([rows, positions], dim=1)
-    if issubclass(model_class, ViTModel):
-        return fields, {name: tensor for name, tensor in converted.items() if not name.startswith(_HEADS)}
-    return fields, {name if name.startswith(_HEADS) else f"vit.{name}": tensor for name, tensor in converted.items()}
+    return fields, named_for_vit(model_class, converted)
 
 
 READERS = {ViTPreTrainedModel: read}

@@ -103,7 +103,7 @@ def _described(name: str) -> Format:
         getattr(module, "WRITERS", {}),
         getattr(module, "image_processor", None),
         getattr(module, "tokenizer", None),
-        getattr(module, "notes", getattr(module, "NOTES", None)),
+        getattr(module, "notes", None),
     )
 
 
@@ -175,7 +175,7 @@ FORMATS = (
         (transformers_dinov2.MODEL_TYPE, transformers_dinov2.REGISTERS_MODEL_TYPE),
         readers={ViTPreTrainedModel: transformers_dinov2.read},
         writers={VitfmViTConfig.model_type: _files(transformers_dinov2.write)},
-        notes=transformers_dinov2.NOTES,
+        notes=transformers_dinov2.notes,
     ),
     *(_described(name) for name in MODULES),
 )

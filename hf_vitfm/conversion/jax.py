@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from ..models.configuration_vit import VitfmViTConfig
-from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
+from ..models.modeling_vit import ViTPreTrainedModel
 from .imagenet_processor import VIT_PROCESSORS
 from .refusals import refuse_oblong, refuse_other
-from .rules import Rule, to_ours, to_theirs
+from .rules import Rule, named_for_vit, to_ours, to_theirs
 from .timm_names import count_layers, require_shape, shapes_of, square_grid
 
 
@@ -219,11 +219,7 @@ def read(model_class: type, config: Mapping, state_dict: Mapping[str, Tensor]) -
     rows = converted[_OUR_POSITIONS]
     if fields["use_class_token"] and square_grid(rows.shape[1]):  # big_vision adds positions before the class token
         converted[_OUR_POSITIONS] = torch.cat([torch.zeros_like(rows[:, :1]), rows], dim=1)
-    if issubclass(model_class, ViTModel):
-        return fields, {name: tensor for name, tensor in converted.items() if not name.startswith("classifier.")}
-    return fields, {
-        name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
-    }
+    return fields, named_for_vit(model_class, converted)
 
 
 READERS = {ViTPreTrainedModel: read}

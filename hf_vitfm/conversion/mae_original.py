@@ -10,10 +10,10 @@ from torch import Tensor
 from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_mae import MAEModel, MAEPreTrainedModel
-from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
+from ..models.modeling_vit import ViTPreTrainedModel
 from .imagenet_processor import resize_and_crop
 from .refusals import refuse_oblong, refuse_other
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, named_for_vit, to_ours, to_theirs, with_bias
 from .timm_names import (
     EMBEDDING_RULES,
     HEADS_NOTE,
@@ -87,11 +87,7 @@ def read_encoder(model_class: type, config: Mapping, state_dict: Mapping[str, Te
     if has_head:
         fields["num_labels"] = require_shape(shapes, "head.weight", 2)[0]
     converted = to_ours(encoder, _encoder_rules(is_mean, has_head), fields["num_hidden_layers"])
-    if issubclass(model_class, ViTModel):
-        return fields, {name: tensor for name, tensor in converted.items() if not name.startswith("classifier.")}
-    return fields, {
-        name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
-    }
+    return fields, named_for_vit(model_class, converted)
 
 
 def read(model_class: type, config: Mapping, state_dict: Mapping[str, Tensor]) -> tuple[dict, dict]:

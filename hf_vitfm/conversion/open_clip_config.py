@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ..models.configuration_base import as_pair
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
-from .refusal import refuse, refuse_foreign_tower
+from .refusals import refuse_foreign_tower, refuse_other
 from .towers import image_fields
 
 
@@ -183,17 +183,17 @@ def their_model_cfg(config: VitfmCLIPConfig) -> dict:
     refuse_foreign_tower(vision, VitfmCLIPVisionConfig, LIBRARY, "vision_config")
     refuse_foreign_tower(text, VitfmCLIPTextConfig, LIBRARY, "text_config")
     required = {"qkv_bias": True, "use_gated_mlp": False}
-    refuse(text, required, LIBRARY, "text_config")
+    refuse_other(text, required, LIBRARY, place="text_config")
     required |= {"use_projection": True, "use_class_token": True, "patch_bias": False}
     required |= {"num_channels": 3, "num_register_tokens": 0}
     if vision.pooling == "map":
         required["pooling"] = "cls"
-    refuse(vision, required, LIBRARY, "vision_config")
+    refuse_other(vision, required, LIBRARY, place="vision_config")
     quick_gelu = vision.hidden_act == "quick_gelu"  # of both towers
     if quick_gelu or text.hidden_act not in ACTIVATIONS:
-        refuse(text, {"hidden_act": vision.hidden_act if quick_gelu else "gelu"}, LIBRARY, "text_config")
+        refuse_other(text, {"hidden_act": vision.hidden_act if quick_gelu else "gelu"}, LIBRARY, place="text_config")
     elif vision.hidden_act not in ACTIVATIONS:
-        refuse(vision, {"hidden_act": "gelu"}, LIBRARY, "vision_config")
+        refuse_other(vision, {"hidden_act": "gelu"}, LIBRARY, place="vision_config")
     cfg = {
         "embed_dim": config.projection_dim,
         "vision_cfg": _their_vision(vision),

@@ -15,7 +15,7 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel, CLIPVisionPreTrainedModel
 from . import open_clip, open_clip_images
 from .open_clip_config import has_square_images, infer_model_cfg, their_model_cfg
-from .refusal import refuse
+from .refusals import open_clip_holds, refuse_other
 
 
 NAME = "openai"
@@ -48,13 +48,13 @@ def write(model: CLIPModel, image_processor=None) -> dict[str, dict]:
     config = model.config
     their_model_cfg(config)  # refuses what the names cannot hold
     vision, text = config.vision_config, config.text_config
-    refuse(config, {"objective": "softmax"}, LIBRARY, held=["objective"])
+    refuse_other(config, {"objective": "softmax"}, LIBRARY, open_clip_holds(["objective"]))
     for name, tower in (("vision_config", vision), ("text_config", text)):
         required = {"num_attention_heads": tower.hidden_size // 64, "intermediate_size": 4 * tower.hidden_size}
         required |= {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "layer_scale_init_value": None}
-        refuse(tower, required, LIBRARY, name, held=required)
+        refuse_other(tower, required, LIBRARY, open_clip_holds(required), place=name)
     required = {"pooling": "cls", "use_pre_norm": True, "position_embedding_type": "learned"}
-    refuse(vision, required, LIBRARY, "vision_config", held=required)
+    refuse_other(vision, required, LIBRARY, open_clip_holds(required), place="vision_config")
     if not has_square_images(vision):
         raise ValueError(
             f"{LIBRARY} cannot hold `image_size={vision.image_size!r}` or `patch_size={vision.patch_size!r}`."
@@ -62,7 +62,7 @@ def write(model: CLIPModel, image_processor=None) -> dict[str, dict]:
     required = {"is_causal": True, "projection_bias": False}
     if text.pooling != "argmax":
         required |= {"pooling": "eos", "eos_token_id": text.vocab_size - 1}
-    refuse(text, required, LIBRARY, "text_config", held=required)
+    refuse_other(text, required, LIBRARY, open_clip_holds(required), place="text_config")
     found = open_clip_images.their_preprocess_cfg(image_processor, vision.image_size)
     if found != open_clip_images.their_preprocess_cfg(None, vision.image_size):
         raise ValueError(

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..models.modeling_vit import ViTModel
+
+
+_HEADS = ("classifier.", "distillation_classifier.")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -104,3 +109,15 @@ def to_theirs(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: 
         parts = tensor.chunk(len(theirs)) if len(theirs) > 1 else (tensor,)
         converted.update({key: part.contiguous() for key, part in zip(theirs, parts, strict=True)})
     return converted
+
+
+def named_for_vit(model_class: type, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a ViT as the model class names them: without heads for a base model, else with the base's prefix.
+
+    Args:
+        model_class: our class that is to be built.
+        weights: by the base model's names; heads are the classifiers.
+    """
+    if issubclass(model_class, ViTModel):
+        return {name: tensor for name, tensor in weights.items() if not name.startswith(_HEADS)}
+    return {name if name.startswith(_HEADS) else f"vit.{name}": tensor for name, tensor in weights.items()}

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..models.configuration_base import as_pair
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel, ViTPreTrainedModel
-from .rules import Rule, renamed, to_ours, to_theirs, with_bias
+from .rules import Rule, named_for_vit, renamed, to_ours, to_theirs, with_bias
 from .timm_config import Shapes, is_vit, our_fields, parse, their_arguments
 from .timm_processor import image_processor, pretrained_fields
 
 
-__all__ = ["NAME", "NOTES", "READERS", "WRITERS", "image_processor", "matches"]
+__all__ = ["NAME", "READERS", "WRITERS", "image_processor", "matches", "notes"]
 
 NAME = "timm"
 _WRAPPER_PREFIX = "timm_model."  # of transformers' timm wrapper
@@ -131,10 +131,7 @@ def read(model_class: type, config: dict, state_dict: dict[str, Tensor]) -> tupl
     ours = VitfmViTConfig(**{**fields, "num_attention_heads": fields["num_attention_heads"] or 1})
     weights = to_ours(state_dict, _rules(ours), ours.num_hidden_layers)
     _split_positions(weights, ours)
-    is_head = {name: name.partition(".")[0].endswith("classifier") for name in weights}
-    if issubclass(model_class, ViTModel):
-        return fields, {name: tensor for name, tensor in weights.items() if not is_head[name]}
-    return fields, {name if is_head[name] else f"vit.{name}": tensor for name, tensor in weights.items()}
+    return fields, named_for_vit(model_class, weights)
 
 
 def write(model, image_processor=None) -> dict[str, dict]:
@@ -189,7 +186,7 @@ def _fold_class_position(weights: dict[str, Tensor]) -> None:
         weights[positions] = weights[positions][:, 1:]
 
 
-def NOTES(config: dict, shapes: Shapes) -> list[str]:  # noqa: N802
+def notes(config: dict, shapes: Shapes) -> list[str]:
     """What is known to differ between a file's configuration and how its weights were trained."""
     architecture, _, pretrained = parse(config)
     notes = []

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..models.configuration_base import as_pair
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from ..models.modeling_clip import CLIPModel
-from .refusal import refuse, refuse_foreign_tower
+from .refusals import open_clip_holds, refuse_foreign_tower, refuse_other
 from .rules import Rule, to_ours, with_bias
 from .towers import Tower, assemble, is_text, our_weights, part, prefixed, projection_of, their_weights
 
@@ -186,7 +186,7 @@ def _refuse(tower: Tower, config) -> None:
         elif config.pooling == "eos" and config.eos_token_id == LEGACY_END:
             required["eos_token_id"] = "any but 2, which means the highest id"
     held = {*OPEN_CLIP_HOLDS} - ({"pooling"} if config.pooling == "map" else set())
-    refuse(config, required, LIBRARY, tower.config, held)
+    refuse_other(config, required, LIBRARY, open_clip_holds(held), place=tower.config)
 
 
 def _their_config(tower: Tower, config, **more) -> transformers.PreTrainedConfig:
@@ -213,7 +213,7 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
         weights = {name.removeprefix(tower.prefix): tensor for name, tensor in state_dict.items()}
         weights = their_weights(tower, weights, config.num_hidden_layers)
         return theirs, {**prefixed(weights, tower.prefix), **rest}
-    refuse(config, {"objective": "softmax"}, LIBRARY, held=OPEN_CLIP_HOLDS)
+    refuse_other(config, {"objective": "softmax"}, LIBRARY, open_clip_holds(OPEN_CLIP_HOLDS))
     towers = {tower.config: _their_config(tower, getattr(config, tower.config)) for tower in (_TEXT, _VISION)}
     theirs = transformers.CLIPConfig(
         **{name: tower.to_dict() for name, tower in towers.items()},

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.modeling_vit import ViTModel
 from . import transformers_vit
 from .refusals import refuse_other
-from .rules import Rule, renamed, to_ours, to_theirs, with_bias
+from .rules import Rule, named_for_vit, renamed, to_ours, to_theirs, with_bias
 
 
 MODEL_TYPE = "deit"
@@ -20,7 +20,6 @@ MODEL_TYPE = "deit"
 _POSITIONS = "embeddings.position_embeddings"
 _DISTILLATION = "embeddings.distillation_token"
 _REGISTER = "embeddings.register_tokens"
-_HEADS = ("classifier.", "distillation_classifier.")
 _BACKBONE = [rule for rule in transformers_vit.RULES if not rule.ours.startswith("classifier.")]
 
 
@@ -54,11 +53,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
         config["num_register_tokens"] = 1
     else:
         config["use_distillation_token"] = True
-    if is_base:
-        converted = {name: tensor for name, tensor in converted.items() if not name.startswith(_HEADS)}
-    else:
-        converted = {name if name.startswith(_HEADS) else f"vit.{name}": tensor for name, tensor in converted.items()}
-    return {**config, **representation}, converted
+    return {**config, **representation}, named_for_vit(model_class, converted)
 
 
 def _refuse(config, is_base: bool) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..models.configuration_base import as_pair
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel
-from .rules import Rule, renamed, to_ours, to_theirs, with_bias
+from .rules import Rule, named_for_vit, renamed, to_ours, to_theirs, with_bias
+from .transformers_vit import SHARED_FIELDS
 
 
 NAME = "dinov2"
@@ -20,23 +21,8 @@ MODEL_TYPE = "dinov2"
 REGISTERS_MODEL_TYPE = "dinov2_with_registers"
 
 # Fields that mean the same in both configurations.
-_SHARED_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-    "drop_path_rate",
-    "id2label",
-    "label2id",
-    "problem_type",
-)
+_OWN_WIDTH = ("intermediate_size", "hidden_act")  # that DINOv2 tells by a ratio and a kind of MLP
+_SHARED_FIELDS = (*(name for name in SHARED_FIELDS if name not in _OWN_WIDTH), "drop_path_rate")
 _PREFIXES = re.compile(r"^dinov2(_with_registers)?\.")
 
 _LAYER = "encoder.layer.{i}"
@@ -124,11 +110,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     weights.pop("embeddings.mask_token", None)
     has_halves = any(".mlp.gate_proj." in name for name in weights)
     weights = to_ours(weights, _rules(VitfmViTConfig(**fields), has_halves), theirs.num_hidden_layers)
-    if is_base:
-        return fields, {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
-    return fields, {
-        name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in weights.items()
-    }
+    return fields, named_for_vit(model_class, weights)
 
 
 def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
@@ -217,7 +199,7 @@ def _fill_up(weights: dict[str, Tensor], config: VitfmViTConfig) -> None:
         weights["classifier.weight"] = torch.cat(halves if config.pooling == "cls" else halves[::-1], dim=1)
 
 
-def NOTES(config: dict, shapes) -> list[str]:  # noqa: N802
+def notes(config: dict, shapes) -> list[str]:
     """What is known to surprise about the published files."""
     if config.get("image_size") != 518:
         return []

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.configuration_base import as_pair
 from ..models.configuration_clip import VitfmCLIPTextConfig, VitfmCLIPVisionConfig
 from ..models.modeling_clip import CLIPModel
-from .refusal import refuse, refuse_foreign_tower
+from .refusals import refuse_foreign_tower, refuse_other
 from .rules import Rule, to_ours, with_bias
 from .towers import Tower, assemble, image_fields, is_text, our_weights, part, prefixed, projection_of, their_weights
 from .transformers_clip import LAYER_RULES, TOWER_FIELDS
@@ -138,7 +138,7 @@ def _their_config(tower: Tower, config, **more) -> transformers.PreTrainedConfig
             required[name] = side if isinstance(getattr(config, name), int) else (side, side)
     else:
         required |= _TEXT_NATURE
-    refuse(config, required, LIBRARY, tower.config)
+    refuse_other(config, required, LIBRARY, place=tower.config)
     fields = {name: getattr(config, ours) for ours, name in tower.fields.items()}
     if tower is _VISION:
         fields |= {name: as_pair(fields[name])[0] for name in ("image_size", "patch_size")}
@@ -170,7 +170,7 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
         weights = {name: tensor for name, tensor in state_dict.items() if name not in projection}
         weights = {name.removeprefix(tower.prefix): tensor for name, tensor in weights.items()}
         return theirs, _their_tower(tower, weights, projection, config.num_hidden_layers)
-    refuse(config, {"objective": "sigmoid"}, LIBRARY)
+    refuse_other(config, {"objective": "sigmoid"}, LIBRARY)
     towers = {tower.config: _their_config(tower, getattr(config, tower.config)) for tower in (_TEXT, _VISION)}
     theirs = transformers.SiglipConfig(
         **{name: tower.to_dict() for name, tower in towers.items()}, architectures=["SiglipModel"]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTModel
-from .rules import Rule, renamed, to_ours, to_theirs, with_bias
+from .refusals import OWN_FORMAT, refuse_other
+from .rules import Rule, named_for_vit, renamed, to_ours, to_theirs, with_bias
 
 
 MODEL_TYPE = "vit"
@@ -110,13 +111,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     state_dict, representation = take_pooler(theirs, state_dict, is_base)
     rules = [rule for rule in RULES if theirs.qkv_bias or rule.ours != QKV_BIAS]
     converted = to_ours(state_dict, rules, theirs.num_hidden_layers)
-    if is_base:
-        converted = {name: tensor for name, tensor in converted.items() if not name.startswith("classifier.")}
-    else:
-        converted = {
-            name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
-        }
-    return {**config, **representation}, converted
+    return {**config, **representation}, named_for_vit(model_class, converted)
 
 
 def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
@@ -129,17 +124,15 @@ def _refuse(config: VitfmViTConfig, is_base: bool) -> None:
         "layer_scale_init_value": None,
         "use_gated_mlp": False,
         "use_pre_norm": False,
-        "final_norm": None,
+        "final_norm": "tokens",
     }
     if not is_base:
         required["representation_size"] = None
-    for name, value in required.items():
-        if getattr(config, name) != value:
-            other = "dinov2" if name in ("num_register_tokens", "layer_scale_init_value") else "timm"
-            raise ValueError(
-                f"transformers' ViT cannot hold `{name}={getattr(config, name)!r}` (only {value!r}). "
-                f'Save the model with `save_pretrained`, in this library\'s own format, or export it with `format="{other}"`.'
-            )
+    own = OWN_FORMAT.removesuffix(".")
+    advice = {name: f'{own}, or export it with `format="timm"`.' for name in required}
+    for name in ("num_register_tokens", "layer_scale_init_value"):
+        advice[name] = f'{own}, or export it with `format="dinov2"`.'
+    refuse_other(config, required, "transformers' ViT", advice)
 
 
 def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
@@ -156,11 +149,7 @@ def write(model) -> tuple[transformers.PreTrainedConfig, dict[str, Tensor]]:
     theirs = transformers.ViTConfig(**fields, architectures=[type(model).__name__])
     state_dict = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
     converted = to_theirs(state_dict, RULES, config.num_hidden_layers)
-    if not is_base:
-        converted = {
-            name if name.startswith("classifier.") else f"vit.{name}": tensor for name, tensor in converted.items()
-        }
-    return theirs, converted
+    return theirs, named_for_vit(type(model), converted)
 
 
 def notes(config: dict, shapes: dict) -> list[str]:

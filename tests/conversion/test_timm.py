@@ -396,6 +396,6 @@ def test_matches(config, keys, expected):
     ],
 )
 def test_notes_tell_of_activations_that_differ_from_the_training(architecture, pretrained, field):
-    notes = timm_format.NOTES({"architecture": architecture, "pretrained_cfg": pretrained}, {})
+    notes = timm_format.notes({"architecture": architecture, "pretrained_cfg": pretrained}, {})
     assert len(notes) == (field is not None)
     assert field is None or f'`hidden_act="{field}"`' in notes[0]

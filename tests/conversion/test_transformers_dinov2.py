@@ -208,8 +208,8 @@ def test_missing_and_left_over_weights_are_errors_that_name_them(tmp_path, kind)
 
 
 def test_positions_for_518_pixels_beside_a_processor_for_224_are_told():
-    assert "`image_size=224`" in transformers_dinov2.NOTES({"image_size": 518}, {})[0]
-    assert transformers_dinov2.NOTES({"image_size": 224}, {}) == []
+    assert "`image_size=224`" in transformers_dinov2.notes({"image_size": 518}, {})[0]
+    assert transformers_dinov2.notes({"image_size": 224}, {}) == []
 
 
 @KINDS
