@@ -11,7 +11,7 @@ quickstart: .venv/base  ## fine-tune a small ViT on data that ships with the pac
 	.venv/bin/python recipes/mae/finetune.py recipes/mae/configs/quickstart.yaml --output_dir outputs/quickstart
 
 test: .venv/dev  ## run all tests, the slow ones too
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 quality: .venv/dev  ## check code style, formatting and spelling
 	.venv/bin/ruff check

@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessor
 from hf_vitfm.cards.model_card import create_model_card
 from hf_vitfm.data.tokenizers import train_tokenizer
 from tests.cards.test_model_card import RUN as CLASSIFIER_RUN
+from tests.data.images import noise
 from tests.tiny import tiny_clip
 
 
@@ -130,7 +131,7 @@ def test_the_cards_code_runs(write_run, tmp_path, monkeypatch, capsys):
     directory = write_run()
     text = create_model_card(directory).read_text()
     monkeypatch.chdir(tmp_path)
-    Image.effect_noise((40, 40), 90).convert("RGB").save("picture.jpg")
+    Image.fromarray(noise(40, 40)).save("picture.jpg")
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 2

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 from hf_vitfm import ViTConfig, ViTForImageClassification, ViTModel
+from tests.data.images import noise
 from tests.repo.tree import ROOT
 from tests.tiny import randomize, tiny_config
 
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def picture():
-    return Image.effect_noise((50, 40), 90).convert("RGB")
+    return Image.fromarray(noise(40, 50))
 
 
 def test_auto_classes_give_ours_from_a_folder(folder):

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
 
 from hf_vitfm import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from tests.data.images import noise
 from tests.tiny import tiny_clip
 
 
@@ -40,7 +41,7 @@ def folder(tmp_path, processor):
 
 @pytest.fixture
 def picture():
-    return Image.effect_noise((50, 40), 90).convert("RGB")
+    return Image.fromarray(noise(40, 50))
 
 
 def test_auto_classes_give_ours(folder, tmp_path):
@@ -72,4 +73,4 @@ def test_zero_shot_pipeline_works_from_a_folder(folder, processor, picture):
     answers = pipeline("zero-shot-image-classification", model=str(folder))(picture, candidate_labels=labels)
     scores = {answer["label"]: answer["score"] for answer in answers}
     assert [scores[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert max(scores.values()) > 0.34
+    assert max(scores.values()) - min(scores.values()) > 1e-3  # the labels are told apart
