@@ -74,16 +74,6 @@ def test_newer_models_of_timm_are_not_taken_for_these(module, options):
         assert not module.matches({}, shapes(VisionTransformer(**{**TIMM, **options, **more}).state_dict()))
 
 
-def test_positions_are_resized_bicubically_and_those_of_tokens_stay():
-    weights = original(randomize(VisionTransformerDistilled(**TIMM)))
-    ours = load(deit, ViTForImageClassification, weights, **HEADS, image_size=(48, 24))
-    table = weights["pos_embed"]
-    grid = table[:, 2:].reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, size=(6, 3), mode="bicubic", align_corners=False)
-    expected = torch.cat([table[:, :2], grid.permute(0, 2, 3, 1).reshape(1, 18, 32)], dim=1)
-    torch.testing.assert_close(ours.vit.embeddings.position_embeddings.detach(), expected)
-
-
 def test_heads_are_told_by_the_width_of_published_models_alone():
     weights = original(VisionTransformer(**{**TIMM, "embed_dim": 192, "num_heads": 3, "depth": 1}))
     assert deit.read(ViTModel, {}, weights)[0]["num_attention_heads"] == 3

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
@@ -147,19 +146,6 @@ def test_pre_logits_layer(tmp_path):
         ours = load(jax, ViTForImageClassification, weights)
         torch.testing.assert_close(ours(images).logits, logits, rtol=0, atol=1e-5)
     assert same(jax.write(ours)["model.npz"], weights)
-
-
-@pytest.mark.parametrize("kind", ["vision_transformer", "big_vision"])
-@pytest.mark.parametrize("side", [2, 6, 7])
-def test_positions_are_resized_as_scipy_zoom_does(kind, side):
-    weights = arrays(kind)
-    name = "pos_embedding" if kind == "big_vision" else "Transformer/posembed_input/pos_embedding"
-    table = weights[name][0].numpy()
-    prefix = np.zeros((1, WIDTH), np.float32) if kind == "big_vision" else table[:1]
-    grid = scipy.ndimage.zoom(table[-(GRID**2) :].reshape(GRID, GRID, WIDTH), (side / GRID, side / GRID, 1), order=1)
-    expected = np.concatenate([prefix, grid.reshape(side * side, WIDTH)])[None]
-    found = load(jax, ViTModel, weights, image_size=side * PATCH).embeddings.position_embeddings
-    torch.testing.assert_close(found.detach(), torch.from_numpy(expected), rtol=0, atol=1e-5)
 
 
 def test_positions_that_are_a_formula():

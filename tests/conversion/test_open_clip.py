@@ -151,13 +151,6 @@ def test_towers_load_alone(tmp_path, model_class, custom):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [48, 16])
-def test_positions_are_resized_as_open_clip_resizes_them(tmp_path, size):
-    save_theirs(tmp_path)
-    theirs = open_clip.create_model(f"local-dir:{tmp_path}", force_image_size=size).eval()
-    assert_same(CLIPModel.from_pretrained(tmp_path, image_size=size), theirs, random_images(3, size, size))
-
-
 def test_half_precision_is_computed_in_float32_as_open_clip_does(tmp_path):
     theirs = save_theirs(tmp_path)
     torch.save({name: tensor.half() for name, tensor in theirs.state_dict().items()}, tmp_path / "half.bin")
