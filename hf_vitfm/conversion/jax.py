@@ -8,12 +8,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTPreTrainedModel
-from .imagenet_processor import VIT_PROCESSORS
 from .refusals import refuse_oblong, refuse_other
 from .rules import Rule, named_for_vit, to_ours, to_theirs
 from .timm_names import count_layers, require_shape, shapes_of, square_grid
@@ -265,7 +265,8 @@ WRITERS = {VitfmViTConfig.model_type: write}
 def image_processor(config: Mapping, shapes: Mapping[str, Sequence[int]], backend: str | None = None):
     """What google/vit-* repositories have: a bilinear resize to the square, pixels from -1 to 1."""
     size = _image_size(_image_model(shapes))
-    return VIT_PROCESSORS[backend or "torchvision"](
+    build = transformers.ViTImageProcessorPil if backend == "pil" else transformers.ViTImageProcessor
+    return build(
         size={"height": size, "width": size},
         resample=PILImageResampling.BILINEAR,
         image_mean=[0.5, 0.5, 0.5],
