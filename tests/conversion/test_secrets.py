@@ -73,7 +73,9 @@ def test_folder_with_damaged_files_and_a_token_in_its_path(tmp_path, capsys):
 
 
 def test_what_is_no_secret_stays(monkeypatch):
-    text = "'google/vit-base-patch16-224' in outputs/hf_vitfm at https://huggingface.co/google: the tokenizer is missing"
+    text = (
+        "'google/vit-base-patch16-224' in outputs/hf_vitfm at https://huggingface.co/google: the tokenizer is missing"
+    )
     assert harmless(text) == text
     monkeypatch.setenv("HF_TOKEN", "vit")  # too short for a token
     assert harmless(text) == text
