@@ -221,7 +221,7 @@ def doubled_tuple() -> bytes:
 
 def large_keys() -> bytes:
     """A tuple that is half of the file, as the key of each of very many entries."""
-    return b"\x80\x02}(" + b"K\x01" * 200_000 + b"tq\x000" + b"h\x00Ns" * 100_000 + b"."
+    return b"\x80\x02}(" + b"K\x01" * 200_000 + b"tq\x00Ns" + b"h\x00Ns" * 100_000 + b"."
 
 
 def colliding_numbers() -> bytes:
