@@ -7,6 +7,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from ..models.configuration_base import as_pair
 from .center_crop import PROCESSORS
 from .detect import Detected, detect
+from .redact import harmless
 from .source import WHERE, Source
 
 
@@ -130,6 +131,7 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
         short = next(iter(str(error).splitlines()), type(error).__name__)[:200]  # others list all classes there are
+        short = harmless(short, kwargs.get("token"))
         reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {short} {advice}"
         raise OSError(reason) from error
     # Where files lack, transformers builds the class that config.json calls for, with special tokens and nothing else.

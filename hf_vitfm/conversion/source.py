@@ -13,7 +13,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from transformers.utils import cached_file
 
-from .files import INDEX_FILES, SINGLE_FILES, SUFFIXES, Weights, check_source, shard_names
+from .files import INDEX_FILES, SINGLE_FILES, SUFFIXES, Weights, check_link, check_source, shard_names
+from .redact import harmless
 
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,8 @@ class Source:
 
     def _find(self, file_name: str) -> str | None:
         where = {} if self.file is not None else dict(self.where)
+        if not self._is_hub:
+            check_link(os.path.join(self.folder, where.get("subfolder") or "", file_name))
         if self._is_hub and not self._can_be_reached(file_name):
             where["local_files_only"] = True
         try:
@@ -239,11 +242,7 @@ class Source:
 
     def _harmless(self, error: Exception) -> str:
         """An error's text in one line, without the token."""
-        text = " ".join(str(error).split())
-        token = self.where.get("token")
-        if isinstance(token, str) and token:
-            text = text.replace(token, "***")
-        return re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text)
+        return harmless(" ".join(str(error).split()), self.where.get("token"))
 
 
 def _read_config(path) -> dict:

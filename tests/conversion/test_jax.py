@@ -227,6 +227,28 @@ def test_other_models_and_damaged_files_are_refused_in_a_sentence(message):
         load(jax, ViTForImageClassification, {**arrays(), **REFUSED[message]})
 
 
+@pytest.mark.parametrize(
+    "twin",
+    [
+        "Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias",
+        "Transformer/encoderblock_1/LayerNorm_1/scale",
+        "Transformer/encoderblock_2/MultiHeadDotProductAttention_0/out/bias",
+        "pos_embedding",
+    ],
+)
+def test_weight_under_the_names_of_both_repositories_is_an_error(twin):
+    weights = {**arrays("vision_transformer"), twin: arrays("big_vision")[twin]}
+    with pytest.raises(ValueError, match="are the same weight; the file is damaged"):
+        jax.read(ViTModel, {}, weights)
+
+
+def test_layer_that_is_stacked_and_alone_is_an_error():
+    name = "Transformer/encoderblock_1/LayerNorm_0/bias"
+    weights = {**arrays("scan"), name: arrays("big_vision")[name]}
+    with pytest.raises(ValueError, match=f"stacked under .* and alone .'{name}'"):
+        jax.read(ViTModel, {}, weights)
+
+
 @pytest.mark.parametrize("name", ["cls", "Transformer/encoder_norm/bias", "Transformer/posembed_input/pos_embedding"])
 def test_missing_arrays_are_an_error(name):
     weights = arrays()

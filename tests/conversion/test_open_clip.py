@@ -349,6 +349,16 @@ def test_tokenizer_comes_from_the_folder_or_by_the_name_in_the_configuration(tmp
     assert torch.equal(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'ours'}")(["a cat and two dogs"]), expected)
 
 
+@pytest.mark.parametrize("name", ["positional_embedding", "transformer.resblocks.0.ln_1.weight", "text_projection"])
+@pytest.mark.parametrize("source_format", ["open_clip", "openai"])
+def test_text_weight_with_the_prefix_and_without_is_an_error(tmp_path, name, source_format):
+    theirs, path = bare(tmp_path)
+    weights = theirs.state_dict()
+    torch.save({**weights, f"text.{name}": weights[name] + 1}, path)
+    with pytest.raises(ValueError, match=f"'{name}' and 'text.{name}' are the same weight"):
+        CLIPModel.from_pretrained(path, source_format=source_format)
+
+
 def test_notes_tell_what_the_tokenizer_leaves_to_the_caller():
     cleaned = {"model_cfg": their_cfg(text={"tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True}})}
     assert (
