@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.network import refuse_network
 
@@ -47,7 +48,7 @@ class ClientError(RuntimeError):
 
 
 class Client:
-    """Runs functions of test modules in one process with an environment of its own, which starts at first use.
+    """Runs functions of test modules in one process with an environment of its own, while this context is entered.
 
         def names(repo_id):                            # at the top level of a test module
             return list_repo_files(repo_id)
@@ -63,9 +64,11 @@ class Client:
     def __init__(self, environment: dict[str, str], log: Path):
         self.environment, self.log = environment, log
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, _enter, (environment, str(log)))
+        self._pool = ProcessPoolExecutor(1, context, _enter, (str(log),))
 
     def __enter__(self) -> "Client":
+        with mock.patch.dict(os.environ, self.environment, clear=True):  # inherited, so it is there before any import
+            self._pool.submit(os.getpid)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,9 +92,13 @@ class Client:
         raise AssertionError(f"{function.__name__} did not fail; it gave {result!r}")
 
 
-def _enter(environment: dict[str, str], log: str) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+def at_once(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call a function without the waiting of the Hub's client between its tries, for `Client.run(at_once, ...)`."""
+    with mock.patch("time.sleep"):
+        return function(*args, **kwargs)
+
+
+def _enter(log: str) -> None:
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
