@@ -180,7 +180,8 @@ def _describe_weights(candidate: Candidate) -> str:
     try:
         names = list(candidate.shapes)
     except FileNotFoundError:
-        return ", and no weights"
+        subfolder = candidate.source.where.get("subfolder")
+        return ", and no weights" + (f", in its subfolder {subfolder!r}" if subfolder else "")
     if any(name.startswith(_RESNET) for name in names):
         return ", and weights of one of CLIP's ResNets: load them with `open_clip.create_model_and_transforms`"
     for pattern, kind, name in _OTHERS:

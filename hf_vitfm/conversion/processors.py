@@ -109,7 +109,7 @@ def _built(place: Source, found: Detected, rest: dict):
 
 def _transformers_image_processor(place: Source, kwargs: dict):
     try:
-        processor = AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
+        processor = AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
     except OSError as error:
         raise OSError(
             place.why_absent()
@@ -128,7 +128,7 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
         short = next(iter(str(error).splitlines()), type(error).__name__)[:200]  # others list all classes there are
         short = harmless(short, kwargs.get("token"))

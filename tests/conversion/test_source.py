@@ -230,12 +230,11 @@ def test_repository_that_is_not_cached_says_so_and_how_to_get_it(load):
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
     asked = []
 
-    def unanswered(name, file_name, local_files_only=False, _raise_exceptions_for_missing_entries=True, **kwargs):
+    def unanswered(name, file_name, local_files_only=False, **kwargs):
         asked.append(local_files_only)
-        if _raise_exceptions_for_missing_entries:
-            raise OSError("no connection") from LocalEntryNotFoundError("no connection")
+        raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(source, "cached_file", unanswered)
+    monkeypatch.setattr(source, "hf_hub_download", unanswered)
     monkeypatch.setattr(source, "is_offline_mode", lambda: False)
     monkeypatch.setattr(source, "list_repo_files", lambda *args, **kwargs: pytest.fail("the Hub was asked again"))
     with pytest.raises(ValueError, match="'some/vit' is no folder here .* the Hub cannot be reached.*`hf download"):
@@ -260,7 +259,7 @@ def test_reason_of_the_hub_is_passed_on_without_the_token(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(f"Access to model some/vit is restricted. You sent {token}.")
 
-    monkeypatch.setattr(source, "cached_file", refuse)
+    monkeypatch.setattr(source, "hf_hub_download", refuse)
     with pytest.raises(OSError, match="'some/vit' cannot be read: Access to model some/vit is restricted") as raised:
         Source("some/vit", token=token).candidates()
     assert token not in str(raised.value) and raised.value.__suppress_context__
