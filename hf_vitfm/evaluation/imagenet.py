@@ -8,16 +8,20 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.datasets import label_names
 from ..data.labels import column
 from ..models.modeling_losses import IGNORE_INDEX
 from .data_files import find_data_file
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +188,33 @@ def _check_labels(folders: list[str], labels: list[int], num_classes: int | None
             f"The data set must have {num_classes} of ImageNet's classes; found {len(first)}. If some are left out on "
             "purpose, leave `num_classes` out and say so with the result."
         )
+
+
+def relabel(dataset: "Dataset", class_ids: Sequence[int]) -> "Dataset":
+    """Number the labels of a data set as ImageNet does, for what takes no `class_ids`, such as `evaluate_zero_shot`.
+
+    Args:
+        dataset: as `load_images` opens it.
+        class_ids: for each of its labels another, as `imagenet_labels` finds them; rows of -100 are left out of metrics.
+
+    Returns:
+        The same rows with labels that are plain numbers.
+
+    Raises:
+        ValueError: if the labels have no names, or not as many as `class_ids`.
+    """
+    names = label_names(dataset)
+    if names is None:
+        raise ValueError("The labels of the data set have no names. Open it with `load_images`.")
+    if len(names) != len(class_ids):
+        raise ValueError(
+            f"`class_ids` must hold one for each of the data set's {len(names)} labels; got {len(class_ids)}."
+        )
+    labels = [
+        IGNORE_INDEX if label is None or label < 0 else class_ids[label]
+        for label in column(dataset, "label").to_pylist()
+    ]
+    return dataset.remove_columns("label").add_column("label", labels)
 
 
 def read_real_labels(source: str | Path | None = None, revision: str | None = None) -> list[list[int]]:

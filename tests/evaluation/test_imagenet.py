@@ -11,9 +11,10 @@ import pytest
 import timm.data
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
+from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights
 
-from hf_vitfm import ViTForImageClassification
+from hf_vitfm import ViTForImageClassification, ZeroShotClassifier
 from hf_vitfm.data.datasets import label_names, load_images
 from hf_vitfm.evaluation.classification import classify_images, evaluate_classification
 from hf_vitfm.evaluation.imagenet import (
@@ -22,7 +23,9 @@ from hf_vitfm.evaluation.imagenet import (
     imagenet_wnids,
     read_real_labels,
     real_accuracy,
+    relabel,
 )
+from hf_vitfm.evaluation.zero_shot import zero_shot_metrics
 from tests.data.images import encode, noise
 from tests.evaluation.test_classification import to_pixels
 from tests.tiny import randomize, tiny_config
@@ -44,7 +47,8 @@ def without_timm(monkeypatch):
 
 
 def shuffled(values, seed: int = 0) -> list:
-    return random.Random(seed).sample(list(values), len(values))
+    values = list(values)
+    return random.Random(seed).sample(values, len(values))
 
 
 def test_ids_are_those_of_timm():
@@ -196,6 +200,39 @@ def test_v2_is_scored_by_the_numbers_of_its_folders(tmp_path):
     assert found.predictions.tolist() == [guess for folder in sorted(folders) for guess in best[folder]]
     assert found.labels.tolist() == [int(folder) for folder in sorted(folders) for _ in best[folder]]
     assert found.metrics()["classes_without_images"] == 992
+
+
+def test_rows_with_other_labels_are_the_same_rows(tmp_path):
+    rows, model = save(tmp_path, ["0", "10", "2", "misc", "2"]), make_classifier()
+    class_ids = imagenet_labels(label_names(rows))
+    changed = relabel(rows, class_ids)
+    assert changed["label"][:] == [0, 10, 2, 2, -100]
+    assert label_names(changed) is None
+    expected = classify_images(model, rows, to_pixels, class_ids=class_ids)
+    found = classify_images(model, changed, to_pixels)
+    assert torch.equal(found.labels, expected.labels) and torch.equal(found.summary[:4], expected.summary[:4])
+    assert relabel(rows.select([4, 1]), class_ids)["label"][:] == [-100, 10]
+    unlabelled = rows.map(lambda row: {"label": -1})
+    assert set(relabel(unlabelled, class_ids)["label"][:]) == {-100}  # not the last class
+    with pytest.raises(ValueError, match="each of the data set's 4 labels; got 3"):
+        relabel(rows, class_ids[:3])
+    with pytest.raises(ValueError, match="have no names"):
+        relabel(changed, class_ids)
+
+
+def test_v2_and_a_are_classified_zero_shot_by_the_names_of_imagenets_classes(tmp_path):
+    images = torch.randn(1000, 6)
+    names = [f"thing {number}" for number in range(1000)]
+    rows = save(tmp_path / "v2", ["0", "10", "2"])
+    class_ids = imagenet_labels(label_names(rows))
+    classifier = ZeroShotClassifier(F.normalize(images, dim=1).T.contiguous(), tuple(names), ("{}",))
+    labels = torch.tensor(relabel(rows, class_ids)["label"][:])
+    assert zero_shot_metrics(classifier, images[[0, 10, 2]], labels)["top1"] == 1
+    # Of A and R the classifier has the 200 names alone.
+    some = imagenet_labels(["n01498041", "n01531178"], WNIDS)
+    rows = save(tmp_path / "a", ["n01498041", "n01531178"])
+    few = ZeroShotClassifier(classifier.weights[:, some], tuple(names[i] for i in some), ("{}",))
+    assert zero_shot_metrics(few, images[some], torch.tensor(rows["label"][:]))["top1"] == 1
 
 
 def test_r_is_scored_among_its_200_classes_alone(tmp_path):
