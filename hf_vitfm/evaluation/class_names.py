@@ -76,8 +76,9 @@ def class_names_beside(source: str | Path, revision: str | None = None) -> Class
 def read_class_names(names: str | Path, templates: str | Path, dataset: str | None = None) -> ClassNames:
     """Read names and templates from two files.
 
-    Text files have one per line; spaces at its ends and blank lines at the end of the file do not count. JSON files hold a
-    list, or an object with a list for each data set. Names or templates that come twice stay: a template counts double.
+    Text files have one per line; spaces at its ends and blank lines at the end of the file do not count. A blank line
+    between names is an empty name, as published lists have one; between templates it is left out. JSON files hold a list,
+    or an object with a list for each data set. Names or templates that come twice stay: a template counts double.
 
     Args:
         names: file of the names, in the order of the class ids.
@@ -86,7 +87,7 @@ def read_class_names(names: str | Path, templates: str | Path, dataset: str | No
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if a file holds something else, a name is blank or a template has no place for the name.
+        ValueError: if a file holds something else, a template has no place for the name.
     """
     files = Path(names).expanduser(), Path(templates).expanduser()
     lacking = [str(file) for file in files if not file.is_file()]
@@ -151,11 +152,8 @@ def imagenet_class_names() -> ClassNames:
 
 
 def _read_names(file: Path, dataset: str | None) -> tuple[str, ...]:
-    names = _read_texts(file, dataset)
-    blank = next((number for number, name in enumerate(names) if not name), None)
-    if blank is not None:  # to leave it out would move all later classes by one
-        raise ValueError(f"{file.name} must name every class; the name of class {blank}, counted from 0, is blank.")
-    return tuple(names)
+    # A blank line between others is an empty name, which CLEVR's distances have: without it the later ones would move.
+    return tuple(_read_texts(file, dataset))
 
 
 def _read_templates(file: Path, dataset: str | None) -> tuple[str, ...]:
@@ -177,15 +175,13 @@ def _read_texts(file: Path, dataset: str | None) -> list[str]:
     try:
         content = file.read_text(encoding="utf-8-sig")
         # Not `splitlines`, which also divides at characters that a name may hold.
-        texts = _list_of(json.loads(content), dataset) if file.suffix == ".json" else content.split("\n")
+        texts = _list_of(json.loads(content), dataset) if file.suffix == ".json" else content.rstrip().split("\n")
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file.name} must be a UTF-8 text file, or JSON if it ends in .json: {error}.") from error
     except ValueError as error:
         raise ValueError(f"{file.name} {error}") from error
     texts = [text.strip() for text in texts]
-    while texts and not texts[-1]:
-        texts.pop()
-    if not texts:
+    if not any(texts):
         raise ValueError(f"{file.name} holds no texts; at least one is needed.")
     return texts
 

@@ -34,17 +34,18 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
         The prompts, each with the ids of its classes: one for every template that makes it.
 
     Raises:
-        ValueError: if there are no names or templates, a name is empty, or a template has no place for the name, several,
+        ValueError: if there are no names or templates, a prompt is empty, or a template has no place for the name, several,
             or other braces; doubled ones, "{{", stand for themselves.
 
     Warns:
-        UserWarning: if classes have the same name, as two pairs of ImageNet's have in CLIP's list.
+        UserWarning: if a name is empty, as one of clip-benchmark's distances is in "{} shapes.", or classes have the same
+            name, as two pairs of ImageNet's have in CLIP's list.
     """
-    _check_classnames(classnames)
     if isinstance(templates, str) or not templates:
         raise ValueError(f'`templates` must be a list of texts such as "a photo of a {{}}."; got {templates!r}.')
     for template in templates:
         check_template(template)
+    _check_classnames(classnames, any(not template.format("").strip() for template in templates))
     prompts: dict[str, list[int]] = {}
     for number, name in enumerate(classnames):
         for template in templates:
@@ -52,12 +53,18 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
     return prompts
 
 
-def _check_classnames(classnames: Sequence[str]) -> None:
+def _check_classnames(classnames: Sequence[str], must_say_something: bool) -> None:
     if isinstance(classnames, str) or not classnames:
         raise ValueError(f"`classnames` must be a list of names, one per class; got {classnames!r}.")
     for number, name in enumerate(classnames):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or (must_say_something and not name.strip()):
             raise ValueError(f"`classnames` must be texts that are not empty; that of class {number} is {name!r}.")
+        if not name.strip():
+            warnings.warn(
+                f"The name of class {number} is empty: its prompts are the templates with nothing in them. Check that no "
+                "blank line has got among the names, which moves the later ones by a class.",
+                stacklevel=3,
+            )
     repeats = repeated_names(classnames)
     if repeats:
         pairs = ", ".join(f"{first} and {later} ({classnames[later]!r})" for later, first in repeats.items())

@@ -52,10 +52,15 @@ def test_templates_have_either_place_for_the_name(tmp_path):
     assert class_names_beside(tmp_path).templates == ("a {}.", "art of {}", "a {}.")  # twice counts double
 
 
-def test_a_blank_name_is_refused_since_it_would_move_the_later_classes(tmp_path):
-    write(tmp_path, b"cat\n\ndog\n")
-    with pytest.raises(ValueError, match="name of class 1, counted from 0, is blank"):
-        class_names_beside(tmp_path)
+def test_a_blank_name_keeps_its_place(tmp_path):
+    # So clip-benchmark names the distances of CLEVR's objects.
+    write(tmp_path, b"near\n\ndistant\n\n", b"{c} shapes.\n")
+    found = class_names_beside(tmp_path)
+    assert found.names == ("near", "", "distant")
+    with pytest.warns(UserWarning, match="The name of class 1 is empty"):
+        assert write_prompts(found.names, found.templates)[" shapes."] == [1]
+    with pytest.raises(ValueError, match="that of class 1 is ''"):
+        write_prompts(found.names, ["{}"])
 
 
 @pytest.mark.parametrize(
