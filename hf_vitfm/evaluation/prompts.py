@@ -1,5 +1,6 @@
 """Prompts, the texts that name classes, and their embeddings."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING
@@ -33,14 +34,18 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
         The prompts, each with the ids of its classes: one for every template that makes it.
 
     Raises:
-        ValueError: if there are no names or templates, a name is empty or occurs twice, or a template has no place for
-            the name, several, or other braces; doubled ones, "{{", stand for themselves.
+        ValueError: if there are no names or templates, a prompt is empty, or a template has no place for the name, several,
+            or other braces; doubled ones, "{{", stand for themselves.
+
+    Warns:
+        UserWarning: if a name is empty, as one of clip-benchmark's distances is in "{} shapes.", or classes have the same
+            name, as two pairs of ImageNet's have in CLIP's list.
     """
-    _check_classnames(classnames)
     if isinstance(templates, str) or not templates:
         raise ValueError(f'`templates` must be a list of texts such as "a photo of a {{}}."; got {templates!r}.')
     for template in templates:
-        _check_template(template)
+        check_template(template)
+    _check_classnames(classnames, any(not template.format("").strip() for template in templates))
     prompts: dict[str, list[int]] = {}
     for number, name in enumerate(classnames):
         for template in templates:
@@ -48,21 +53,42 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
     return prompts
 
 
-def _check_classnames(classnames: Sequence[str]) -> None:
+def _check_classnames(classnames: Sequence[str], must_say_something: bool) -> None:
     if isinstance(classnames, str) or not classnames:
         raise ValueError(f"`classnames` must be a list of names, one per class; got {classnames!r}.")
-    first: dict[str, int] = {}
     for number, name in enumerate(classnames):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or (must_say_something and not name.strip()):
             raise ValueError(f"`classnames` must be texts that are not empty; that of class {number} is {name!r}.")
-        if first.setdefault(name, number) != number:
-            raise ValueError(
-                f"`classnames` must differ, or no image would be told to be of the later class; classes {first[name]} and "
-                f"{number} are both {name!r}. Say what tells them apart."
+        if not name.strip():
+            warnings.warn(
+                f"The name of class {number} is empty: its prompts are the templates with nothing in them. Check that no "
+                "blank line has got among the names, which moves the later ones by a class.",
+                stacklevel=3,
             )
+    repeats = repeated_names(classnames)
+    if repeats:
+        pairs = ", ".join(f"{first} and {later} ({classnames[later]!r})" for later, first in repeats.items())
+        plural = "classes" if len(repeats) > 1 else "class"
+        warnings.warn(
+            f"Some classes have the same name: {pairs}. No image can be told to be of the later {plural}; it counts as of "
+            "the first. Say what tells them apart, unless a published list is to be followed.",
+            stacklevel=3,
+        )
 
 
-def _check_template(template: str) -> None:
+def repeated_names(classnames: Sequence[str]) -> dict[int, int]:
+    """The classes whose name an earlier class has, each with the first class of that name."""
+    first: dict[str, int] = {}
+    owners = {number: first.setdefault(name, number) for number, name in enumerate(classnames)}
+    return {number: owner for number, owner in owners.items() if owner != number}
+
+
+def check_template(template: str) -> None:
+    """Check that a template has one place for the name of a class.
+
+    Raises:
+        ValueError: if it has none, several, or other braces.
+    """
     try:
         places = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..models.modeling_losses import IGNORE_INDEX
 from .features import extract_features
 from .metrics import classification_metrics, summarize_logits
-from .prompts import embed_prompts, write_prompts
+from .prompts import embed_prompts, repeated_names, write_prompts
 
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class ZeroShotClassifier:
             image_embeds: (images, E) of any length, on any device.
 
         Returns:
-            (images, K) 100 x cosine, on that device; computed in float32 at least, under autocast too.
+            (images, K) 100 x cosine, on that device; computed in float32 at least, under autocast too. Classes of the same
+            name have exactly the same.
 
         Raises:
             ValueError: if the width is another one.
@@ -110,7 +111,12 @@ class ZeroShotClassifier:
             )
         dtype, device = torch.promote_types(image_embeds.dtype, self.weights.dtype), image_embeds.device
         with torch.autocast(device.type, enabled=False):
-            return LOGIT_SCALE * F.normalize(image_embeds.to(dtype), dim=1) @ self.weights.to(device, dtype)
+            logits = LOGIT_SCALE * F.normalize(image_embeds.to(dtype), dim=1) @ self.weights.to(device, dtype)
+        repeats = repeated_names(self.classnames)
+        if repeats:
+            # Equal columns may be rounded differently, by their place; as it is, the first of them wins every tie.
+            logits[:, list(repeats)] = logits[:, list(repeats.values())]
+        return logits
 
 
 def evaluate_zero_shot(
