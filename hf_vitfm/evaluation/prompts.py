@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from ..data.pair_collator import PairCollator
 from ..data.tokenizers import check_tokenizer, longest_text
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig
-from .features import SILENT_SECONDS, joint_embeds
+from .feature_pooling import joint_embeds
+from .features import SILENT_SECONDS
 from .modes import evaluating
 
 
