@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +17,17 @@ from ..data.collators import collate_labelled
 from ..data.decode import BadImageError
 from ..data.order import ImageView
 from ..models.modeling_losses import IGNORE_INDEX
+from .feature_cache import CacheFile, precision_of, recall
 from .feature_pooling import check_pooling, pool_images, vision_tower
+from .fingerprint import fingerprint_model, fingerprint_rows, fingerprint_transform
 from .modes import evaluating, masked_at
 
 
 logger = logging.getLogger(__name__)
 
 SILENT_SECONDS = 5  # no progress bar before
+# Of an image-text model: names of weights that the features of images do not depend on.
+TEXT_PARTS = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
 _HALF = (torch.bfloat16, torch.float16)
 _NAMED = 5  # of the images that were skipped
 
@@ -38,6 +44,7 @@ def extract_features(  # noqa: PLR0913 - the public signature
     dtype: torch.dtype | None = None,
     num_workers: int = 0,
     on_bad_image: str = "error",
+    cache_dir: str | Path | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute one feature vector for every row, in the order of the data set.
@@ -66,6 +73,10 @@ def extract_features(  # noqa: PLR0913 - the public signature
         num_workers: processes that decode images; 0 decodes in this one.
         on_bad_image: "error", or "skip": an image that cannot be decoded keeps its row, with the features of a black
             image and the label -100, and a warning tells how many there are.
+        cache_dir: folder that keeps features under a key of the weights, the content of the rows, the transform with all its
+            parameters, pooling, layer, precision and the versions of the libraries: the same request is then read from
+            there. All rows are read for the key, not decoded. The transform has to be one that has no randomness, and
+            that `fingerprint_transform` knows; hooks on the model, and code of its own, are not seen.
         group: processes that share the rows, each of which calls this with the same arguments and gets all rows, equal
             to what one alone computes; None: this process computes all rows.
 
@@ -75,21 +86,25 @@ def extract_features(  # noqa: PLR0913 - the public signature
 
     Raises:
         ValueError: if there are no rows, the transform is missing, the pooling, layer or dtype is none of those allowed,
-            or the model has no class token or no features of this form.
+            or the model has no class token or no features of this form; with `cache_dir`, if the transform or the rows
+            have no fingerprint.
         BadImageError: if an image cannot be decoded; it names the row.
     """
     _check_rows(dataset, transform)
     check_pooling(pooling, layer)
     base = getattr(model, "base_model", model)  # without the head
     view = ImageView(dataset, transform, on_bad_image=on_bad_image)
-    parts = []
-    with evaluating(model), _unmasked(base), _precision(base, dtype):
-        for pixel_values, labels, sizes in _batches(view, base, batch_size, num_workers, group):
-            features = pool_images(base, pixel_values, pooling, layer).float()
-            parts.append([_gather(part, sizes, group).cpu() for part in (features, labels)])
-    _warn_of_skipped(view, next(base.parameters()).device, group)
-    features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    return features, labels
+    pool = partial(pool_images, base, pooling=pooling, layer=layer)
+    compute = partial(_compute, base, view, pool, batch_size, num_workers, group)
+    with evaluating(model), _precision(base, dtype):
+        file = None
+        if cache_dir is not None:
+            options = {"pooling": pooling, "layer": layer, "on_bad_image": on_bad_image}
+            file = CacheFile(cache_dir, "features", {**_request(base, dataset, transform), **options})
+        found = recall(file, compute, next(base.parameters()).device, group)
+    if "skipped" in found and (group is None or dist.get_rank(group) == 0):
+        _warn_of_skipped(view, found["skipped"].tolist())
+    return found["features"], found["labels"]
 
 
 def _check_rows(dataset: Sequence[dict], transform: Callable | None) -> None:
@@ -118,6 +133,41 @@ def _precision(base: nn.Module, dtype: torch.dtype | None) -> AbstractContextMan
             "To compute in another, convert the model."
         )
     return torch.autocast(weight.device.type, dtype, enabled=dtype in _HALF)
+
+
+def _request(base: nn.Module, dataset: Sequence[dict], transform: Callable | None) -> dict[str, str]:
+    """What features depend on, apart from how they are pooled. That of the rows takes longest and comes last."""
+    weight = next(base.parameters())
+    return {
+        "precision": precision_of(weight.device, weight.dtype),
+        "transform": fingerprint_transform(transform),
+        "model": fingerprint_model(base, TEXT_PARTS if hasattr(base, "get_image_features") else ()),
+        "rows": fingerprint_rows(dataset),
+    }
+
+
+def _compute(
+    base: nn.Module,
+    view: ImageView,
+    pool: Callable[[Tensor], Tensor],
+    batch_size: int,
+    num_workers: int,
+    group: dist.ProcessGroup | None,
+) -> dict[str, Tensor]:
+    """`features` and `labels` of all rows and, where bad images are skipped, the numbers of their rows as `skipped`."""
+    parts = []
+    with _unmasked(base):
+        for pixel_values, labels, sizes in _batches(view, base, batch_size, num_workers, group):
+            features = pool(pixel_values).float()
+            parts.append([_gather(part, sizes, group).cpu() for part in (features, labels)])
+    features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    found = {"features": features, "labels": labels}
+    if view.bad_rows is not None:
+        bad = view.bad_rows.to(next(base.parameters()).device, copy=True)
+        if group is not None:
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX, group=group)
+        found["skipped"] = bad.nonzero().flatten().cpu()
+    return found
 
 
 def _batches(
@@ -186,18 +236,12 @@ def _gather(part: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> 
     return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=False)])
 
 
-def _warn_of_skipped(view: ImageView, device: torch.device, group: dist.ProcessGroup | None) -> None:
+def _warn_of_skipped(view: ImageView, rows: list[int]) -> None:
     """Say how many images were skipped, and which were the first."""
-    if view.bad_rows is None:
-        return
-    bad = view.bad_rows.to(device, copy=True)
-    if group is not None:
-        dist.all_reduce(bad, op=dist.ReduceOp.MAX, group=group)
-    indices = bad.nonzero().flatten().tolist()
-    if indices and (group is None or dist.get_rank(group) == 0):
-        names = ", ".join(view.name(index) for index in indices[:_NAMED])
-        more = ", ..." if len(indices) > _NAMED else ""
-        logger.warning("%d of %d images were skipped: %s%s", len(indices), len(view), names, more)
+    if rows:
+        names = ", ".join(view.name(row) for row in rows[:_NAMED])
+        more = ", ..." if len(rows) > _NAMED else ""
+        logger.warning("%d of %d images were skipped: %s%s", len(rows), len(view), names, more)
 
 
 def check_labelled(features: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
