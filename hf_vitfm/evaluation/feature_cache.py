@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..version import __version__
-from .fingerprint import fingerprint_tensors
+from .fingerprint import fingerprint_values
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class CacheFile:
         except (OSError, SafetensorError) as error:
             logger.warning("%s cannot be read, so it is computed again: %s", self.path, error)
             return None
-        if notes.get(_REQUEST) != self.request or notes.get(_DIGEST) != fingerprint_tensors(tensors):
+        if notes.get(_REQUEST) != self.request or notes.get(_DIGEST) != fingerprint_values(tensors):
             logger.warning("%s is damaged, so it is computed again.", self.path)
             return None
         return tensors
@@ -75,7 +75,7 @@ class CacheFile:
         """Keep tensors; where the folder takes no file (it is full, say), a warning says so and nothing is kept."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            write_whole(self.path, tensors, {_REQUEST: self.request, _DIGEST: fingerprint_tensors(tensors)})
+            write_whole(self.path, tensors, {_REQUEST: self.request, _DIGEST: fingerprint_values(tensors)})
         except OSError as error:
             logger.warning("%s cannot be written, so the next run computes it again: %s", self.path, error)
 
@@ -123,10 +123,10 @@ def recall(
         device: of the model.
         group: processes that all call this; None = this process alone.
     """
-    found = None if file is None else read_together(file, device, group)
+    found = read_together(file, device, group) if file else None
     if found is None:
         found = compute()
-        if file is not None and (group is None or dist.get_rank(group) == 0):
+        if file and (group is None or dist.get_rank(group) == 0):
             file.write(found)
     return found
 

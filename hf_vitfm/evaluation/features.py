@@ -97,10 +97,8 @@ def extract_features(  # noqa: PLR0913 - the public signature
     pool = partial(pool_images, base, pooling=pooling, layer=layer)
     compute = partial(_compute, base, view, pool, batch_size, num_workers, group)
     with evaluating(model), _precision(base, dtype):
-        file = None
-        if cache_dir is not None:
-            options = {"pooling": pooling, "layer": layer, "on_bad_image": on_bad_image}
-            file = CacheFile(cache_dir, "features", {**_request(base, dataset, transform), **options})
+        options = {"pooling": pooling, "layer": layer, "on_bad_image": on_bad_image}
+        file = cache_dir and CacheFile(cache_dir, "features", options | _request(base, dataset, transform))
         found = recall(file, compute, next(base.parameters()).device, group)
     if "skipped" in found and (group is None or dist.get_rank(group) == 0):
         _warn_of_skipped(view, found["skipped"].tolist())

@@ -132,10 +132,14 @@ def fingerprint_transform(transform: Callable | None) -> str:
     return digest.hexadecimal()
 
 
-def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of names, types, shapes and values."""
+def fingerprint_values(values: Any) -> str:
+    """Digest of tensors with their types and shapes, numbers and texts, in any nesting.
+
+    Raises:
+        ValueError: if something has no content to read.
+    """
     digest = _Digest()
-    digest.feed(tensors)
+    digest.feed(values)
     return digest.hexadecimal()
 
 
