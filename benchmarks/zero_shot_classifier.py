@@ -24,11 +24,11 @@ from hf_vitfm import CLIPModel, ZeroShotClassifier
 
 
 # 10 styles x 8 sentences of our own; with the names below, texts of 5 to 22 tokens, about 10 on average, as CLIP's have.
-STYLES = ("", "large ", "tiny ", "clean ", "dusty ", "painted ", "plastic ", "blurry ", "bright ", "well lit ")
+STYLES = ("", "large ", "tiny ", "clean ", "dusty ", "painted ", "plastic ", "blurry ", "bright ", "odd ")
 SENTENCES = (
     "a {style}{{}}.",
     "this is a {style}{{}}",
-    "here we see a {style}{{}}.",
+    "see the {style}{{}}.",
     "one {style}{{}} on a table",
     "a picture with a {style}{{}} in it.",
     "my {style}{{}}!",
