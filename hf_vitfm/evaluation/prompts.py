@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from ..data.pair_collator import PairCollator
 from ..data.tokenizers import check_tokenizer, longest_text
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig
-from .features import SILENT_SECONDS, joint_embeds
+from .feature_pooling import joint_embeds
+from .features import SILENT_SECONDS
 from .modes import evaluating
 
 
@@ -100,11 +101,41 @@ def check_template(template: str) -> None:
         )
 
 
+def tokenize_prompts(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    """Tokenise texts as a model's text tower takes them.
+
+    Args:
+        model: has `get_text_features`.
+        tokenizer: of the model. Texts that are longer than the text tower takes are cut; their end token stays.
+        prompts: at least one.
+
+    Returns:
+        `input_ids`, `attention_mask` and whatever else the tokenizer gives, each (texts, length).
+
+    Raises:
+        ValueError: if the model has no text features, or the tokenizer does not fit it.
+    """
+    if not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"{type(model).__name__} has no `get_text_features`. Pass an image-text model, such as `AutoModel` loads from "
+            "a CLIP checkpoint."
+        )
+    config = getattr(model.config, "text_config", model.config)
+    if model.config.model_type in _POOLED_AT_THE_END:
+        check_tokenizer(tokenizer, config)
+    limit = longest_text(tokenizer, config)
+    if not _reads_padding(model):
+        return PairCollator(tokenizer, limit).tokenize(prompts)
+    inputs = PairCollator(tokenizer, limit, padding="max_length").tokenize(prompts)
+    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+
 @torch.no_grad()
 def embed_prompts(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
+    inputs: dict[str, Tensor],
     batch_size: int = 256,
     group: dist.ProcessGroup | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -114,19 +145,14 @@ def embed_prompts(
 
     Args:
         model: has `get_text_features`; it is used on its device, in evaluation mode, and left as it was.
-        tokenizer: of the model. Texts that are longer than the text tower takes are cut; their end token stays.
-        prompts: at least one.
+        inputs: the texts, from `tokenize_prompts`.
         batch_size: texts per forward pass.
         group: processes that share the texts, all of which call this; None = this process alone.
 
     Yields:
-        The places of some texts in `prompts`, and their embeddings (texts, dim) as the model gives them. With a group,
-        each text comes on one process; all get equally many batches, some of which may be of no texts.
-
-    Raises:
-        ValueError: if the model has no text features, or the tokenizer does not fit it.
+        The places of some texts, and their embeddings (texts, dim) as the model gives them. With a group, each text
+        comes on one process; all get equally many batches, some of which may be of no texts.
     """
-    inputs = _tokenize(model, tokenizer, prompts)
     lengths = inputs["attention_mask"].sum(dim=1)
     batches = [
         batch for length in lengths.unique() for batch in (lengths == length).nonzero().flatten().split(batch_size)
@@ -145,23 +171,6 @@ def embed_prompts(
             embeds = joint_embeds(model.get_text_features(**batch))
             own = slice(None) if number < len(batches) else slice(0)
             yield rows[own].tolist(), embeds[own]
-
-
-def _tokenize(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` (texts, length)."""
-    if not hasattr(model, "get_text_features"):
-        raise ValueError(
-            f"{type(model).__name__} has no `get_text_features`. Pass an image-text model, such as `AutoModel` loads from "
-            "a CLIP checkpoint."
-        )
-    config = getattr(model.config, "text_config", model.config)
-    if model.config.model_type in _POOLED_AT_THE_END:
-        check_tokenizer(tokenizer, config)
-    limit = longest_text(tokenizer, config)
-    if not _reads_padding(model):
-        return PairCollator(tokenizer, limit).tokenize(prompts)
-    inputs = PairCollator(tokenizer, limit, padding="max_length").tokenize(prompts)
-    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
 
 def _reads_padding(model: nn.Module) -> bool:
