@@ -2,8 +2,8 @@
 
 The objective is that of scikit-learn's `LogisticRegression(C=C)`, which CLIP's linear probes use (Radford et al. 2021,
 appendix A.3), divided by C x rows: the mean loss + lambda / (2 rows) x the squared norm of the coefficients, lambda = 1 / C;
-intercepts are free. A fit stops when no entry of that mean's gradient is above `tol`, like scikit-learn's, and the next
-step is short: with a large C on separable classes, a small gradient alone may be far from the optimum.
+intercepts are free. A fit stops when no entry of that mean's gradient is above `tol`, like scikit-learn's, and the
+coefficients hardly move: with a large C on separable classes, a small gradient alone may be far from the optimum.
 
 L-BFGS starts every step from an approximate Newton step. Its Hessian is a Kronecker product of a (classes, classes) and a
 (dim, dim) matrix: exact at first, where all rows have the same probabilities, and made anew for those of the day in fits
@@ -28,7 +28,7 @@ MAX_TRIALS = 12  # step lengths per iteration
 SUFFICIENT_DECREASE, CURVATURE = 1e-4, 0.9  # of Wolfe's conditions
 FIRST_RENEWAL, RENEWAL = 25, 50  # iterations after which the approximate Hessian is made anew
 LOSS_NOISE = 1e-7  # nats within which two losses cannot be told apart in float32
-STEP_TOLERANCE = 1e-4  # of the coefficients: a last step that is longer is still taken
+STEP_TOLERANCE, MOVE_TOLERANCE = 1e-5, 4e-4  # of the coefficients' norm: the next step, the last ten steps together
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}  # features or logits at a time; a CPU's stay in its cache
 
 
@@ -309,7 +309,7 @@ def _minimize(fit: _Fit, point: Tensor, tol: float, max_iterations: int) -> _Min
             pairs.clear()
             renewal += RENEWAL
         direction = -_newton_step(gradient, pairs, fit.precondition)
-        if largest <= tol and direction[:, :-1].norm() <= STEP_TOLERANCE * point[:, :-1].norm():
+        if largest <= tol and _has_settled(point, direction, pairs):
             break
         found = None
         if largest > tol or fit.dtype == torch.float64:
@@ -329,6 +329,18 @@ def _minimize(fit: _Fit, point: Tensor, tol: float, max_iterations: int) -> _Min
             pairs.append((step, change, 1 / product))
         point, loss, gradient, largest = found.point, found.loss, found.gradient, found.largest
     return _Minimum(point, largest, iterations)
+
+
+def _has_settled(point: Tensor, direction: Tensor, pairs: deque) -> bool:
+    """Whether the coefficients hardly move any more.
+
+    Where convergence is slow, the next step says little of the way that is left; the last ones together do.
+    """
+    norm = point[:, :-1].norm()
+    if direction[:, :-1].norm() <= STEP_TOLERANCE * norm:
+        return True
+    moved = sum(move[:, :-1] for move, _, _ in pairs)
+    return len(pairs) == MEMORY and bool(moved.norm() <= MOVE_TOLERANCE * norm)
 
 
 def _newton_step(gradient: Tensor, pairs: deque, precondition: Callable[[Tensor], Tensor]) -> Tensor:

@@ -75,13 +75,13 @@ def test_several_labels_are_fits_of_their_own_without_the_rows_left_out(C):
 
 def test_the_reported_gradient_is_that_of_the_mean_loss():
     features, labels = clouds(300, 4)
-    solution = LogisticProblem(features, labels).solve(0.5, tol=1e-3)
+    solution = LogisticProblem(features, labels).solve(0.5, max_iterations=4)
     weights = solution.coefficients.clone().requires_grad_()
     intercept = solution.intercept.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(features.double() @ weights.T + intercept, labels)
     (loss + weights.square().sum() / (2 * 0.5 * 300)).backward()
     largest = max(weights.grad.abs().max().item(), intercept.grad.abs().max().item())
-    assert largest == pytest.approx(solution.gradient, rel=1e-2) and 1e-5 < largest < 1e-3
+    assert largest == pytest.approx(solution.gradient, rel=1e-3) and largest > 1e-4
 
 
 def test_a_start_and_a_strong_penalty_save_steps():
