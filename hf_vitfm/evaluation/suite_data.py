@@ -44,6 +44,13 @@ class SuiteData:
         """What the data set calls its classes; None if the labels are plain numbers."""
         return label_names(self.splits["test"])
 
+    @property
+    def num_classes(self) -> int:
+        """Of the data as it was opened; of plain numbers without names, as many as the suite says."""
+        if self.label_names is None and self.row.task == "multi_label":
+            return len(self.splits["test"].select_columns("label")[0]["label"])
+        return len(self.label_names or range(self.row.num_classes))
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the content of every split."""
@@ -71,7 +78,8 @@ def open_row(
         ValueError: if there is no test split, a split is empty, or images or labels are not clear.
     """
     if path is not None:
-        splits, source = _open_local(row, Path(path).expanduser()), str(path)
+        path = Path(path).expanduser()
+        splits, source = _open_local(row, path), str(path)
     elif row.sample is not None:
         splits, source = load_sample(row.sample), row.sample
     elif row.hub is not None:
@@ -158,9 +166,8 @@ def number_classes(splits: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
 def _differences(data: SuiteData, first_rows: dict[str, int]) -> list[str]:
     """What the data has otherwise than the suite says."""
     row, notes = data.row, []
-    names = data.label_names
-    if names is not None and len(names) != row.num_classes:
-        notes.append(f"{len(names)} classes, the paper {row.num_classes}")
+    if data.num_classes != row.num_classes:
+        notes.append(f"{data.num_classes} classes, the paper {row.num_classes}")
     if row.test_size and len(data.splits["test"]) != row.test_size:
         notes.append(f"{len(data.splits['test']):,} test images, the paper {row.test_size:,}")
     # The paper's may be training and validation together.
