@@ -44,11 +44,13 @@ class TableRow:
         name: as in the results.
         title: as shown.
         group: part of the suite over which a mean is given; None: of no part.
+        few_shot: counts in a further mean of the few-shot scores.
     """
 
     name: str
     title: str
     group: str | None = None
+    few_shot: bool = False
 
 
 def suite_markdown(
@@ -75,7 +77,15 @@ def suite_markdown(
         own = {(result["dataset"], result["model"]): result for result in results if result["task"] == task}
         models = list(dict.fromkeys(model for (_, model), result in own.items() if result["status"] == "done"))
         parts += [f"## {TASK_TITLES[task]}"] if own else []
-        parts += [_task_table(rows, models, own, mean_is_score)] if models else []
+        if task == "few_shot" and any(row.few_shot for row in rows):
+            means = [("mean of those with 16 images a class", [row for row in rows if row.few_shot])]
+        else:
+            means = [
+                (f"mean of {group}", [row for row in rows if row.group == group])
+                for group in dict.fromkeys(row.group for row in rows if row.group)
+            ]
+        means.append(("score" if mean_is_score else "mean", list(rows)))
+        parts += [_task_table(rows, models, own, means)] if models else []
         parts += ["\n".join(_reasons(own.values()))] if any(map(_reason_of, own.values())) else []
     notes = _notes(rows, results)
     if notes:
@@ -101,7 +111,7 @@ def suite_csv(results: Sequence[Mapping]) -> str:
     return output.getvalue()
 
 
-def _task_table(rows: Sequence[TableRow], models: list[str], own: Mapping, mean_is_score: bool) -> str:
+def _task_table(rows: Sequence[TableRow], models: list[str], own: Mapping, means: list[tuple[str, list]]) -> str:
     table, scores = [], {model: {} for model in models}
     for row in rows:
         found = {model: own[row.name, model] for model in models if (row.name, model) in own}
@@ -114,29 +124,18 @@ def _task_table(rows: Sequence[TableRow], models: list[str], own: Mapping, mean_
                 scores[model][row.name] = result["score"]
         cells = [_percent(scores[model].get(row.name)) for model in models]
         table.append((as_text(row.title) + untested, _METRICS.get(metric, metric), *cells))
-    table += _means(rows, models, scores, mean_is_score)
+    table += [line for name, members in means for line in _mean(name, members, models, scores)]
     return as_table(("Data set", "Metric", *map(as_text, models)), table)
 
 
-def _means(rows: Sequence[TableRow], models: list[str], scores: Mapping, mean_is_score: bool) -> list[tuple]:
-    """Means over the data sets that every model with any result has one for."""
-    shared = [row for row in rows if all(row.name in scores[model] for model in models if scores[model])]
-    if not any(scores.values()):
+def _mean(name: str, members: list[TableRow], models: list[str], scores: Mapping) -> list[tuple]:
+    """A line with the means over the data sets that every model has a score of; none over fewer than two."""
+    shared = [row for row in members if all(row.name in scores[model] for model in models)]
+    if len(shared) < 2:
         return []
-    groups = list(dict.fromkeys(row.group for row in rows if row.group))
-    chosen = [(f"mean of {group}", [row for row in shared if row.group == group]) for group in groups]
-    lines = []
-    for name, members in [*chosen, ("", shared)]:
-        if len(members) < 2:
-            continue
-        total = sum(row.group == name.removeprefix("mean of ") for row in rows) if name else len(rows)
-        label = name or ("score" if mean_is_score and len(members) == total else "mean")
-        means = [
-            _percent(sum(scores[model][row.name] for row in members) / len(members) if scores[model] else None)
-            for model in models
-        ]
-        lines.append((f"**{label}, {len(members)} of {total}**", "", *means))
-    return lines
+    name = "mean" if name == "score" and len(shared) < len(members) else name
+    means = [_percent(sum(scores[model][row.name] for row in shared) / len(shared)) for model in models]
+    return [(f"**{name}, {len(shared)} of {len(members)}**", "", *means)]
 
 
 def _reasons(results: Iterable[Mapping]) -> list[str]:

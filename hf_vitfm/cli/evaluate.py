@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.suite_tasks import FeatureOptions
     from ..evaluation.suites import load_suite
 
+    if arguments.baseline and not {"zero_shot", "linear_probe"} <= set(arguments.tasks):
+        raise ValueError("`--baseline` compares zero_shot with linear_probe: --tasks must have both.")
     suite = load_suite(arguments.suite)
     rows = suite.select(arguments.only or suite.names)
     cache = arguments.cache_dir or f"{arguments.output}/cache"

@@ -23,6 +23,10 @@ class Unavailable(Exception):
     """A data set that cannot be had here; the message is the reason, for a table."""
 
 
+class HubUnreachable(Unavailable):
+    """The Hub does not answer, so that the next data set need not ask it."""
+
+
 @dataclass(frozen=True)
 class SuiteData:
     """An opened data set of a suite.
@@ -73,7 +77,7 @@ def open_row(
         first_rows: how many rows of a split are used, by split; None or {}: all.
 
     Raises:
-        Unavailable: if no path is given and the data set is nowhere to be had.
+        Unavailable: if no path is given and the data set is nowhere to be had; `HubUnreachable` if it may be elsewhere.
         FileNotFoundError: if there is nothing at the path.
         ValueError: if there is no test split, a split is empty, or images or labels are not clear.
     """
@@ -126,14 +130,19 @@ def _open_hub(row: SuiteRow) -> dict[str, "Dataset"]:
 
     datasets = require_datasets()
     if is_offline_mode():
-        raise Unavailable(f"needs the network ({row.hub}), or a copy (--data {row.name}=PATH)")
+        raise HubUnreachable(needs_network(row))
     try:
         splits = datasets.load_dataset(row.hub, row.config, data_files=row.files or None)
     except FileNotFoundError as error:  # datasets' own classes for "not on the Hub" derive from it
         raise Unavailable(f"{row.hub} is not on the Hub, or not for everybody: {_first_line(error)}") from error
     except OSError as error:  # ConnectionError is one
-        raise Unavailable(f"needs the network ({row.hub}): {_first_line(error)}") from error
+        raise HubUnreachable(f"{needs_network(row)}: {_first_line(error)}") from error
     return {SPLITS.get(split, split): dataset for split, dataset in splits.items()}
+
+
+def needs_network(row: SuiteRow) -> str:
+    """Why a data set of the Hub is not to be had, and what to do."""
+    return f"needs the network ({row.hub}), or a copy (--data {row.name}=PATH)"
 
 
 def _first_line(error: Exception) -> str:

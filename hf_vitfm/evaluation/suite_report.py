@@ -37,7 +37,7 @@ def write_report(
     """
     directory, results = Path(directory), redact(run.results)
     absent = redact({**run.missing, **run.failures})
-    table = [TableRow(row.name, row.title, row.group) for row in rows]
+    table = [TableRow(row.name, row.title, row.group, row.few_shot) for row in rows]
     files = [directory / name for name in ("results.json", "results.csv", "results.md")]
     content = {
         "suite": suite.name,

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import transformers
 
+from ..cards.redact import redact
 from ..version import __version__
-from .suite_data import SuiteData, Unavailable, open_row
+from .suite_data import HubUnreachable, SuiteData, Unavailable, needs_network, open_row
 from .suite_models import SuiteModel, load_suite_model, name_models
 from .suite_prompts import find_class_names, pick
 from .suite_tasks import SETTINGS, TASKS, Bench, FeatureOptions, Measured, NotApplicable, probe_pooling
@@ -103,6 +104,9 @@ def run_suite(
     opened, missing, failures = _open_all(suite, rows, options)
     for name, reason in {**missing, **failures}.items():
         report(f"{name}: {reason}")
+    for data in opened:
+        for note in data.notes:
+            report(f"{data.row.name}: {note}")
     results = []
     for source, name in zip(models if opened else (), name_models(models), strict=False):
         try:
@@ -131,11 +135,16 @@ def _check(suite: Suite, options: SuiteOptions) -> None:
 def _open_all(
     suite: Suite, rows: Sequence[SuiteRow], options: SuiteOptions
 ) -> tuple[list[SuiteData], dict[str, str], dict[str, str]]:
-    opened, missing, failures = [], {}, {}
+    opened, missing, failures, is_alone = [], {}, {}, False
     for row in rows:
+        path = options.data.get(row.name)
+        if is_alone and path is None and row.hub is not None:  # to ask again would take long
+            missing[row.name] = needs_network(row)
+            continue
         try:
-            opened.append(open_row(row, options.data.get(row.name), suite.first_rows))
+            opened.append(open_row(row, path, suite.first_rows))
         except Unavailable as reason:
+            is_alone |= isinstance(reason, HubUnreachable)
             missing[row.name] = str(reason)
         except Exception as error:  # whatever is wrong with one data set, the others are used
             failures[row.name] = _one_line(error)
@@ -203,7 +212,7 @@ def _one_result(suite: Suite, bench: Bench, task: str, file: Path, options: Suit
         },
     }
     if task == "zero_shot":
-        found["prompts"] = {"source": bench.prompts.source, "templates": len(bench.prompts.templates)}
+        found["prompts"] = {"source": redact(bench.prompts.source), "templates": len(bench.prompts.templates)}
     write_json(file, {"dataset": row.name, "model": bench.model.name, "task": task, **found})
     return {**found, "resumed": False}
 

@@ -52,6 +52,15 @@ def test_the_mean_is_the_score_only_over_all_data_sets():
     assert "| **mean, 2 of 3** |  | 45.0 |" in suite_markdown("S", ROWS, results[:2], {}, mean_is_score=True)
 
 
+def test_few_shot_has_a_mean_of_its_own():
+    rows = [TableRow("a", "A", few_shot=True), TableRow("b", "B"), TableRow("c", "C", few_shot=True)]
+    results = [result(name, "m", "few_shot", score) for name, score in (("a", 0.3), ("b", 0.6), ("c", 0.5))]
+    assert lines(suite_markdown("S", rows, results, {}), "| **") == [
+        "| **mean of those with 16 images a class, 2 of 2** |  | 40.0 |",
+        "| **mean, 3 of 3** |  | 46.7 |",
+    ]
+
+
 def test_what_is_untested_skipped_or_missing_is_said():
     results = [
         result("a", "m", score=0.5, tested=False, notes=["3 classes, the paper 37"]),

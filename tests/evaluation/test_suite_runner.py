@@ -160,6 +160,24 @@ def test_classes_without_names_need_files(tmp_path, loaded):
     assert result["status"] == "failed" and "--classnames hateful_memes=FILE" in result["reason"]
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, loaded, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def unreachable(name, *_, **__):
+        asked.append(name)
+        raise ConnectionError("no route\nto it")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    suite = load_suite("clip27")
+    run = run_suite(suite, suite.rows, ["model"], tmp_path, SuiteOptions())
+    assert asked == ["clip-benchmark/wds_food101"]
+    assert run.missing["food101"].endswith("(--data food101=PATH): no route") and len(run.missing) == 27
+    assert loaded == [] and run.is_whole
+
+
 def test_what_does_not_apply_is_no_failure(tmp_path, loaded):
     suite = load_suite("clip27")
     options = SuiteOptions(tasks=("few_shot", "knn"), data=give(suite, tmp_path / "data", ["voc2007"]))
