@@ -103,6 +103,41 @@ def test_damaged_preprocessor_config_is_an_error(tmp_path):
 # Tokenizers
 
 
+NONSENSE = [
+    ("size", {"height": 0, "width": 0}),
+    ("size", {"height": -5, "width": 16}),
+    ("size", {"height": 10**6, "width": 10**6}),
+    ("size", "big"),
+    ("crop_size", {"height": 0, "width": 0}),
+    ("image_std", [0.5, 0.0, 0.5]),
+    ("image_std", [-1.0, -1.0, -1.0]),
+    ("image_std", "x"),
+    ("image_mean", [float("nan")] * 3),
+    ("rescale_factor", 0),
+    ("rescale_factor", float("inf")),
+    ("image_processor_type", "os.system"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), NONSENSE)
+def test_preprocessing_that_no_image_survives_is_refused_when_it_is_loaded(tmp_path, field, value):
+    transformers.CLIPImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises((OSError, ValueError)) as raised:
+        load_image_processor(tmp_path)
+    message = str(raised.value)
+    assert str(tmp_path) in message and "build" in message and len(message) < 700
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTImageProcessor", "ConvNextImageProcessor", "Siglip2ImageProcessor", "BlipImageProcessor"]
+)
+def test_sound_preprocessing_of_any_library_model_is_not_refused(tmp_path, name):
+    getattr(transformers, name)().save_pretrained(tmp_path)
+    assert type(load_image_processor(tmp_path)).__name__.startswith(name)
+
+
 def clip_tokenizer():
     tokens = {token: i for i, token in enumerate(["a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"])}
     return transformers.CLIPTokenizer(tokens, [])
