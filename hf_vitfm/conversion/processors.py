@@ -68,6 +68,11 @@ def load_tokenizer(source, source_format: str | None = None, **kwargs):
 
 def _split(source, kwargs: dict) -> tuple[Source, dict]:
     """(the source, the arguments that do not say where it is)."""
+    if kwargs.get("trust_remote_code"):
+        raise ValueError(
+            "`trust_remote_code=True` is not taken here: no code of a checkpoint is run. For a class of its own use "
+            "transformers' `AutoImageProcessor` or `AutoTokenizer`, which run it when told to."
+        )
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     return Source(source, **where), {name: value for name, value in kwargs.items() if name not in where}
 
@@ -142,7 +147,7 @@ _IS_SOUND = {
 
 def _transformers_image_processor(place: Source, kwargs: dict):
     try:
-        processor = AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
+        processor = AutoImageProcessor.from_pretrained(place.folder, **{**kwargs, **_NO_CODE, **place.cache_only()})
     except (OSError, TypeError, ValueError) as error:
         reason = "" if isinstance(error, OSError) else f" ({_short(error, kwargs)})"
         raise OSError(
@@ -162,7 +167,7 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**kwargs, **_NO_CODE, **place.cache_only()})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
         short = _short(error, kwargs)
         reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {short} {advice}"

@@ -6,7 +6,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from hf_vitfm import ViTForImageClassification, load_image_processor, load_tokenizer
+from hf_vitfm import ViTForImageClassification, export_checkpoint, load_image_processor, load_tokenizer
 from tests.tiny import tiny_config
 
 
@@ -187,3 +187,22 @@ def test_code_beside_a_processor_is_refused_without_asking(tmp_path, monkeypatch
     with pytest.raises((ValueError, OSError), match="custom code|no tokenizer that can be read"):
         load(tmp_path)
     assert not asked
+
+
+@pytest.mark.parametrize("load", (load_image_processor, load_tokenizer))
+def test_nobody_can_ask_for_code_of_a_checkpoint(tmp_path, load):
+    (tmp_path / "mine.py").write_text("raise SystemExit('code of the checkpoint ran')")
+    auto_map = {"AutoImageProcessor": "mine.Mine", "AutoTokenizer": ["mine.Mine", None]}
+    for name in ("preprocessor_config.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"auto_map": auto_map}))
+    with pytest.raises(ValueError, match="no code of a checkpoint is run"):
+        load(tmp_path, trust_remote_code=True)
+    with pytest.raises((OSError, ValueError)):
+        load(tmp_path)
+
+
+def test_a_folder_without_a_name_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must name a folder to write into"):
+        export_checkpoint(ViTForImageClassification(tiny_config()), "")
+    assert not list(tmp_path.iterdir())
