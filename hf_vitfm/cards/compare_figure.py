@@ -19,7 +19,7 @@ STYLES = {
 _NEAR = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 _GAPS = (0.08, 0.14, 0.2, 0.28, 0.36, 0.5, 0.7, 1.0, 1.4, 2.0)  # inches
 _NEAR_GAPS = _GAPS[:6]  # a name farther away than this is not seen to be the point's
-_LINE_FROM = 0.2  # a thin line leads to names farther away than this
+_LINE_FROM = 0.14  # a thin line leads to names farther away than this
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,14 @@ def bootstrap_accuracies(
     generator, per_seed = np.random.default_rng(seed), []
     for start in range(0, resamples, max(1, _CHUNK // num_images)):
         size = min(max(1, _CHUNK // num_images), resamples - start)
-        per_seed.append(_counts(generator, size, num_images).astype(np.float32) @ columns / num_images)
-    per_seed = np.concatenate(per_seed)  # (resamples, all seeds)
+        per_seed.append(_counts(generator, size, num_images).astype(np.float32) @ columns)
+    per_seed = np.concatenate(per_seed).astype(np.float64) / num_images  # (resamples, all seeds)
     found, first, weights = {}, 0, {}
     for name, rows in stacks.items():
         seeds = len(rows)
         if seeds not in weights:
             weights[seeds] = _seed_weights(seeds, resamples, seed)
-        found[name] = (per_seed[:, first : first + seeds] * weights[seeds]).sum(axis=1, dtype=np.float64)
+        found[name] = (per_seed[:, first : first + seeds] * weights[seeds]).sum(axis=1)
         first += seeds
     return found
 
