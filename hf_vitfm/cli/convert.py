@@ -10,6 +10,7 @@ library opens what was written; the exit code is 1 if the two differ by more tha
 import argparse
 import json
 import sys
+from pathlib import Path
 
 
 SUMMARY = "write a checkpoint in another library's format"
@@ -42,35 +43,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert; returns 1 if `--verify` finds a difference, else 0."""
-    from ..conversion import export_checkpoint
     from ..conversion.describe import describe
+    from ..conversion.export import find_writers, written_formats
     from ..conversion.formats import OURS
+    from ..conversion.publish import check_directory
     from ..conversion.verify import verify
     from ..models.modeling_clip import CLIPModel
     from ..models.modeling_clip_towers import CLIPTextPreTrainedModel
     from ..models.modeling_vit import ViTForImageClassification, ViTModel
 
+    # What can be known to go wrong is said before anything is fetched, and then before the weights are read.
+    if arguments.to not in (OURS, *written_formats()):
+        known = ", ".join([*written_formats(), OURS])
+        raise ValueError(f"`--to` must be one of {known}; got {arguments.to!r}.")
+    check_directory(arguments.directory)
     where = {"revision": arguments.revision, "subfolder": arguments.subfolder}
-    fields = dict(map(_field, arguments.fields))
+    fields = parse_fields(arguments.fields)
     description = describe(arguments.source, arguments.source_format, fields, **where)
     own = {"source_format": arguments.source_format} if arguments.source_format else {}
     model_class = type(description.model)
+    if arguments.to != OURS:
+        find_writers(arguments.to, model_class.config_class.model_type, model_class.__name__)
     if model_class is ViTForImageClassification and not description.model.config.num_labels:
         model_class = ViTModel  # what a classifier without classes gives differs between libraries
     model = model_class.from_pretrained(arguments.source, **own, **fields, **where)
     parts = _preprocessing(arguments, where, isinstance(model, CLIPModel | CLIPTextPreTrainedModel))
-    if arguments.to == OURS:
-        model.save_pretrained(arguments.directory)
-        for part in parts:
-            part.save_pretrained(arguments.directory)
-    else:
-        export_checkpoint(model, arguments.directory, arguments.to, _processor(parts))
+    before = _files(arguments.directory)
+    _write(model, parts, arguments)
     print(f"{type(model).__name__} of {description.found.format.name} -> {arguments.to} in {arguments.directory}")
+    for path, stamp in _files(arguments.directory).items():
+        if before.get(path) != stamp:
+            print(f"  {path} ({path.stat().st_size:,} bytes)")
     if not arguments.verify:
         return 0
     found = verify(model, arguments.directory, arguments.to)
     print(f"largest difference to {found.library}: {found.largest:.2e} (outputs up to {found.scale:.3g})")
     return 1 if not found.largest <= _TOLERANCE * found.scale else 0
+
+
+def _write(model, parts: list, arguments: argparse.Namespace) -> None:
+    from ..conversion import export_checkpoint
+    from ..conversion.formats import OURS
+    from ..conversion.publish import staged
+
+    if arguments.to != OURS:
+        export_checkpoint(model, arguments.directory, arguments.to, _processor(parts))
+        return
+    with staged(arguments.directory) as folder:
+        for part in (model, *parts):
+            part.save_pretrained(folder)
+
+
+def _files(directory: str) -> dict[Path, tuple]:
+    """The files of a folder, each with what changes when it is written anew."""
+    paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def parse_fields(texts: list[str]) -> dict[str, object]:
+    """The values of `--set FIELD=VALUE`, by field; what is no JSON is text.
+
+    Raises:
+        ValueError: for one without an equals sign.
+    """
+    return dict(map(_field, texts))
 
 
 def _field(text: str) -> tuple[str, object]:

@@ -15,6 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("source", help="Hub id, folder or weight file")
     parser.add_argument("--source-format", help="the format to read, where the source has several")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="fields",
+        help="a number that the weights do not tell (num_attention_heads=6)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--subfolder", default="", help="folder inside the source")
 
@@ -22,10 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the description; returns 1 if weights are missing or have wrong shapes, else 0."""
     from ..conversion.describe import describe
+    from ..conversion.read import UNTOLD
     from ..evaluation.flops import count_flops
+    from .convert import parse_fields
 
+    given = parse_fields(arguments.fields)
+    if not set(given) <= set(UNTOLD):
+        raise ValueError(
+            f"`--set` takes {' and '.join(UNTOLD)} here; got {', '.join(sorted(set(given) - set(UNTOLD)))}."
+        )
     where = {"revision": arguments.revision, "subfolder": arguments.subfolder}
-    found = describe(arguments.source, arguments.source_format, **where)
+    found = describe(arguments.source, arguments.source_format, given, **where)
     rows = [
         ("format", _format(found)),
         *_architecture(found.model),

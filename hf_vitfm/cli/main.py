@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ImportError, OSError, ValueError) as error:
-        print(f"hf-vitfm {arguments.command}: error: {error}", file=sys.stderr)
+        from ..conversion.redact import harmless
+
+        print(f"hf-vitfm {arguments.command}: error: {harmless(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

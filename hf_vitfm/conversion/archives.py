@@ -4,10 +4,11 @@ Knows safetensors, PyTorch's two pickled layouts and NumPy's .npz. What a file s
 against its size before the tensors are touched.
 """
 
+import io
 import pickle
-import re
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from mmap import ACCESS_READ
 from mmap import mmap as memory_map
@@ -20,13 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .nested import unwrap
+from .pickles import BombError, check_pickle
 
 
 # A file may describe this many times its own size (tied weights, zeros that compress well), and a little more.
 _MAX_GROWTH, _SLACK = 16, 2**22
 _ADVICE = "Fetch it again."
-# What torch lets a pickle call though weights never need it: they make much memory of a few bytes.
-_INFLATING = re.compile(rb"\nbytearray\n|\n_rebuild_device_tensor_from_(numpy|cpu_tensor)\n")
+_LEGACY_PICKLES = 5  # of torch's older layout: two numbers, the machine, the content, the names of its storages
 _allowing = threading.Lock()  # the classes that torch allows in pickles are the process's
 
 
@@ -111,7 +112,7 @@ def _read_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
         is_zip = file.read(4) == b"PK\x03\x04"
     if is_zip:
         _check_torch_archive(path)
-    _check_calls(path, is_zip)
+    _check_pickles(path, is_zip)
     with _allowing, torch.serialization.safe_globals([(_Arguments, "argparse.Namespace")]):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     try:
@@ -122,23 +123,22 @@ def _read_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_calls(path, is_zip: bool) -> None:
-    """Refuse a pickle that calls what makes much memory of a few bytes; nothing is called to find out."""
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            is_found = any(
-                _INFLATING.search(archive.read(entry))
-                for entry in archive.infolist()
-                if entry.filename.endswith("data.pkl")
-            )
-    else:
-        with open(path, "rb") as file, memory_map(file.fileno(), 0, access=ACCESS_READ) as content:
-            is_found = _INFLATING.search(content)
-    if is_found:
+def _check_pickles(path, is_zip: bool) -> None:
+    """Refuse a file whose pickles make much memory, or endless work, of a few bytes."""
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    if entry.filename.lower().endswith("data.pkl"):  # torch looks for it in either case
+                        check_pickle(io.BytesIO(archive.read(entry)))
+        else:
+            with open(path, "rb") as file, memory_map(file.fileno(), 0, access=ACCESS_READ) as content:
+                for _ in range(_LEGACY_PICKLES):
+                    check_pickle(content)
+    except BombError as error:
         raise _RefusedError(
-            f"{Path(path).name} is pickled with calls that no weights need and that can fill the memory; it is not read. "
-            "Use a copy in safetensors format."
-        )
+            f"{Path(path).name} is pickled with {error}; it is not read. Use a copy in safetensors format."
+        ) from error
 
 
 def _pickled_shapes(path) -> dict[str, tuple[int, ...]]:
@@ -154,6 +154,7 @@ def _check_torch_archive(path) -> None:
     name = Path(path).name
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+    _check_names(path, [entry.filename.lower() for entry in entries])
     if any(entry.filename.partition("/")[2] in ("constants.pkl", "model.json") for entry in entries):
         raise _RefusedError(
             f"{name} is a TorchScript archive, a program, and is not run. Where it is one of OpenAI's CLIP files, the "
@@ -164,6 +165,13 @@ def _check_torch_archive(path) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise _RefusedError(f"{name} is a compressed archive, which `torch.save` never writes. {_ADVICE}")
     _check_growth(path, sum(entry.file_size for entry in entries))
+
+
+def _check_names(path, names: list[str]) -> None:
+    """Refuse an archive with two entries of one name, of which readers take one or the other."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise _RefusedError(f"{Path(path).name} is damaged: it holds {twice[0]!r} twice. {_ADVICE}")
 
 
 def _check_tensors(path, tensors: dict[str, Tensor]) -> None:
@@ -193,9 +201,12 @@ def _npz_headers(path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     Raises:
         ValueError: if an array's size is not what its entry in the archive says, or all are far above the file's.
     """
-    headers, described = {}, 0
+    headers = {}
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
+        entries = archive.infolist()
+        _check_names(path, [entry.filename.removesuffix(".npy") for entry in entries])
+        _check_growth(path, sum(entry.file_size for entry in entries))  # before the first header, which may be a bomb
+        for entry in entries:
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
                 read = (
@@ -211,9 +222,7 @@ def _npz_headers(path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                     f"{Path(path).name} is damaged: {entry.filename!r} takes {entry.file_size:,} bytes, and its shape "
                     f"{shape} needs {size:,}. {_ADVICE}"
                 )
-            described += size
             headers[entry.filename.removesuffix(".npy")] = (tuple(shape), dtype)
-    _check_growth(path, described)
     return headers
 
 

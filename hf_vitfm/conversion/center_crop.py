@@ -1,8 +1,8 @@
-"""transformers' image processors with the centre crop of torchvision, which timm and open_clip use.
+"""transformers' image processor with the centre crop of torchvision, which timm, open_clip and the code of papers use.
 
-Where an odd number of pixels is cut away, torchvision rounds half of it, to the even number, and transformers cuts it off:
-at every other such size they are one pixel apart. The classes have the names of transformers' own, so that what they save
-is loaded by any transformers (with its crop).
+Where an odd number of pixels is cut away, torchvision rounds half of it, to the even number, and transformers cuts it
+off: at every other such size they are one pixel apart. The classes have the names of transformers' own, so that what
+they save is loaded by any transformers (with its crop).
 """
 
 import transformers
@@ -22,6 +22,10 @@ class TorchvisionCrop:
         top, left = round((height - size.height) / 2), round((width - size.width) / 2)
         return image[..., top : top + size.height, left : left + size.width]
 
+    def to_dict(self) -> dict:
+        """As transformers', and that this crop is meant, for `load_image_processor`."""
+        return {**super().to_dict(), "rounds_center_crop": True}
+
 
 class CLIPImageProcessor(TorchvisionCrop, transformers.CLIPImageProcessor):
     """transformers' CLIPImageProcessor with torchvision's centre crop."""
@@ -29,3 +33,7 @@ class CLIPImageProcessor(TorchvisionCrop, transformers.CLIPImageProcessor):
 
 class CLIPImageProcessorPil(TorchvisionCrop, _CLIPImageProcessorPil):
     """transformers' CLIPImageProcessorPil with torchvision's centre crop."""
+
+
+# By backend; without torchvision transformers puts its other class in the place of the first.
+PROCESSORS = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}

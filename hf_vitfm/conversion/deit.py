@@ -24,6 +24,12 @@ from .timm_names import (
 
 
 NAME = "deit"
+AMBIGUOUS_NOTE = (
+    "timm's files of a plain ViT look the same. DeiT's preprocessing is assumed, with ImageNet's mean and standard "
+    "deviation; timm's augreg models have 0.5 for all of them, which no file of weights says. Read it as timm's with "
+    '`source_format="timm"` (`--source-format timm`), and set `image_mean` and `image_std` of the image processor, or take '
+    "the image processor of the model's repository."
+)
 
 
 def matches(config: Mapping, keys: Collection[str]) -> bool:
@@ -94,4 +100,5 @@ def image_processor(config: Mapping, shapes: Mapping[str, Sequence[int]], backen
 
 def notes(config: Mapping, shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """What the file does not say."""
-    return [HEADS_NOTE]
+    own = ("dist_token", "blocks.0.gamma_1")
+    return [HEADS_NOTE] if any(name in shapes for name in own) else [HEADS_NOTE, AMBIGUOUS_NOTE]

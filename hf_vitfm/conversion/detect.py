@@ -1,10 +1,11 @@
 """Which format a source has, and what to say of those that are not ours to read."""
 
-import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.utils import logging
 
 from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import (
@@ -19,9 +20,17 @@ from .formats import FORMATS, OURS, TRANSFORMERS, Format
 from .source import Candidate, Source
 
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 _RESNET = ("visual.layer1.", "visual.attnpool.")  # names in CLIP's ResNets
+# A name in weights of other architectures -> what they are, and transformers' class for them.
+_OTHERS = (
+    (r"(.*\.)?layers\.\d+\.blocks\.\d+\..*relative_position_bias_table", "Swin", "SwinModel"),
+    (r".*standardized_conv2d/kernel", "BiT", "BitModel"),  # of its own repository
+    (r"(bit\.)?(encoder\.)?stages\.\d+\.(layers|blocks)\.\d+\.norm1\.weight", "BiT", "BitModel"),
+    (r"(.*\.)?layer1\.\d+\.bn1\.weight", "ResNet", "ResNetModel"),
+    (r"(resnet\.)?encoder\.stages\.\d+\.layers\.\d+\.layer\.0\.normalization\.weight", "ResNet", "ResNetModel"),
+)
 
 MODEL_CLASSES = (
     ViTModel,
@@ -71,10 +80,11 @@ def detect(source: Source, source_format: str | None = None, model_class: type |
     if chosen is None:
         raise ValueError(_nothing_fits(source, candidates, matching, source_format, model_class))
     if "auto_map" in chosen.candidate.config and chosen.format.name != OURS:
-        logger.warning("%r names code of its own (`auto_map`), which is never run.", source.name)
+        logger.warning_once("%r names code of its own (`auto_map`), which is never run.", source.name)
     others = sorted({found.format.name for found in usable} - {chosen.format.name})
     if others and source_format is None:
-        logger.warning(
+        # One command looks several times: for the model, the image processor, the tokenizer.
+        logger.warning_once(
             "%r is read as %s; `source_format=` would take %s.", source.name, chosen.format.name, ", ".join(others)
         )
     return chosen
@@ -170,9 +180,16 @@ def _describe_weights(candidate: Candidate) -> str:
     try:
         names = list(candidate.shapes)
     except FileNotFoundError:
-        return ", and no weights"
+        subfolder = candidate.source.where.get("subfolder")
+        return ", and no weights" + (f", in its subfolder {subfolder!r}" if subfolder else "")
     if any(name.startswith(_RESNET) for name in names):
         return ", and weights of one of CLIP's ResNets: load them with `open_clip.create_model_and_transforms`"
+    for pattern, kind, name in _OTHERS:
+        if any(re.fullmatch(pattern, found) for found in names):
+            return (
+                f", and weights of a {kind}, which is another architecture: load its folder with transformers' `{name}` "
+                "or its Auto classes, and a file without a configuration with `timm.create_model(..., checkpoint_path=...)`"
+            )
     return f", and weights named {', '.join(names[:3])}, ..."
 
 

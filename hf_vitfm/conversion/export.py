@@ -1,58 +1,93 @@
 """Writing our models in foreign formats."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from . import transformers_dinov2
 from .formats import FORMATS, TRANSFORMERS
+from .publish import check_directory, staged
 
 
-def export_checkpoint(model, directory, format: str = "transformers", processing_class=None) -> Path:
+_SHARDED = (TRANSFORMERS, transformers_dinov2.NAME)  # formats whose loaders read several weight files
+
+
+def export_checkpoint(
+    model, directory, format: str = "transformers", processing_class=None, max_shard_size: int | str | None = None
+) -> Path:
     """Write a model's configuration, weights and preprocessing in another library's format.
+
+    The files appear together when all are written; after an error or an interrupt the directory is as it was.
 
     Args:
         model: one of our models.
         directory: where to write; made if absent. Files of the same names are replaced, others stay.
         format: name of the format ("transformers", ...); the message about an unknown one lists them all.
         processing_class: transformers' image processor, tokenizer, or processor of both, written in the same format.
+        max_shard_size: the largest size of a weight file, in bytes or as "5GB", for transformers' formats; None writes
+            one file.
 
     Returns:
         The directory.
 
     Raises:
         ValueError: if the format is not known for this model, or cannot hold something that the model has (the
-            message names the configuration field). Nothing is written then.
+            message names the configuration field), or not be cut into shards. Nothing is written then.
+        NotADirectoryError: if a file is where the directory should be.
     """
-    model_type = getattr(model.config, "model_type", None)
-    writers = [known.writers[model_type] for known in FORMATS if known.name == format and model_type in known.writers]
-    if not writers:
-        names = sorted({known.name for known in FORMATS if model_type in known.writers})
-        names = names or sorted({known.name for known in FORMATS if known.writers})
+    writers = find_writers(format, getattr(model.config, "model_type", None), type(model).__name__)
+    if max_shard_size is not None and format not in _SHARDED:
         raise ValueError(
-            f"`format` must be one of {', '.join(names)} and the model one of this library's; got {format!r} and "
-            f"{type(model).__name__}."
+            f"`max_shard_size` is for {' and '.join(_SHARDED)}; got {max_shard_size!r} for {format!r}, whose loaders read "
+            "one weight file. Leave it out."
         )
+    check_directory(directory)
     _check_weights(model)
     image_processor, tokenizer = _parts(processing_class)
     files = _write(writers, model, image_processor)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as staging:
+    with staged(directory) as staging:
         for name, content in files.items():
-            _save(Path(staging, name), content)
+            if max_shard_size is not None and name.endswith(".safetensors"):
+                _save_shards(staging, content, max_shard_size)
+            else:
+                _save(staging / name, content)
         if format == TRANSFORMERS and processing_class is not None:
             processing_class.save_pretrained(staging)
         elif tokenizer is not None:
             tokenizer.save_pretrained(staging)
-        _publish(Path(staging), directory)
-    return directory
+    return Path(directory)
+
+
+def find_writers(format: str, model_type: str | None, owner: str) -> list:
+    """What writes models of a type in a format, in the order of preference.
+
+    Args:
+        format: name of the format.
+        model_type: of our configuration.
+        owner: what has that type, for the message.
+
+    Raises:
+        ValueError: if nothing does.
+    """
+    writers = [known.writers[model_type] for known in FORMATS if known.name == format and model_type in known.writers]
+    if not writers:
+        names = sorted({known.name for known in FORMATS if model_type in known.writers}) or written_formats()
+        raise ValueError(
+            f"`format` must be one of {', '.join(names)} and the model one of this library's; got {format!r} and "
+            f"{owner}."
+        )
+    return writers
+
+
+def written_formats() -> list[str]:
+    """The names of all formats that models can be written in, sorted."""
+    return sorted({known.name for known in FORMATS if known.writers})
 
 
 def _check_weights(model) -> None:
@@ -100,6 +135,19 @@ def _save(path: Path, content: dict) -> None:
         torch.save(content, path)
 
 
+def _save_shards(folder: Path, weights: dict[str, Tensor], max_shard_size: int | str) -> None:
+    """model.safetensors, or several files and their index where that would be larger than allowed."""
+    weights = _own_memories(weights)
+    parts = split_torch_state_dict_into_shards(
+        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for file_name, names in parts.filename_to_tensors.items():
+        _save(folder / file_name, {name: weights[name] for name in names})
+    if parts.is_sharded:
+        index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
+        _save(folder / "model.safetensors.index.json", index)
+
+
 def _own_memories(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU of which none shares its memory with another, as safetensors wants them."""
     found, seen = {}, set()
@@ -117,12 +165,3 @@ def _to_numpy(value) -> np.ndarray:
         return np.asarray(value)
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def _publish(staging: Path, directory: Path) -> None:
-    """Move whole files to their names; configurations last, so that a folder with one has its weights."""
-    paths = sorted(staging.rglob("*"), key=lambda path: (path.suffix == ".json", path))
-    for path in (path for path in paths if path.is_file()):
-        target = directory / path.relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .archives import read_shapes, read_tensors, read_whole_numbers
+from .redact import harmless
 
 
 # In the order of preference.
@@ -21,19 +22,42 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 def check_source(source) -> None:
     """Say that a folder is not there, where a source can only be one: the Hub would complain about its form.
 
+    What looks like a token in it is not repeated.
+
     Args:
         source: folder, file or Hub id.
 
     Raises:
         FileNotFoundError: if the source is absolute, begins with ., .. or ~, ends like a weight file, or has more than
-            one slash, and does not exist.
+            one slash, and does not exist; or if it is a link to nothing.
+        ValueError: if it is a URL.
     """
     text = os.fspath(source)
+    if "://" in text:
+        raise ValueError(
+            f"{harmless(text)!r} is a URL, which is not read. Name a Hub id such as 'google/vit-base-patch16-224', a "
+            "folder or a weight file; `hf download` fetches what is on the Hub."
+        )
+    check_link(text)
     is_path = os.path.isabs(text) or text.startswith(("./", "../", "~")) or text.strip("/").count("/") > 1
     if (is_path or text.endswith(SUFFIXES)) and not os.path.exists(text):
         raise FileNotFoundError(
-            f"{text!r} does not exist. Name a folder that holds a checkpoint, a weight file, or a Hub id such as "
+            f"{harmless(text)!r} does not exist. Name a folder that holds a checkpoint, a weight file, or a Hub id such as "
             "'google/vit-base-patch16-224'."
+        )
+
+
+def check_link(path) -> None:
+    """Say that a link leads nowhere, which else looks as if there were no file.
+
+    Raises:
+        FileNotFoundError: if so.
+    """
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{harmless(os.fspath(path))!r} is a link to {harmless(os.readlink(path))!r}, which leads to no file: that is "
+            "gone, or the links go in a circle. Fetch the file again, or copy folders with what their links lead to "
+            "(`cp -rL`)."
         )
 
 

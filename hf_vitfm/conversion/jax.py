@@ -8,14 +8,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTPreTrainedModel
-from .imagenet_processor import VIT_PROCESSORS
 from .refusals import refuse_oblong, refuse_other
-from .rules import Rule, named_for_vit, to_ours, to_theirs
+from .rules import Rule, named_for_vit, renamed, to_ours, to_theirs
 from .timm_names import count_layers, require_shape, shapes_of, square_grid
 
 
@@ -78,7 +78,7 @@ def _image_model(state_dict: Mapping) -> dict:
     """What is of the image model, under vision_transformer's names; stacked layers stay stacked.
 
     Raises:
-        ValueError: if it is of a kind that this library has not.
+        ValueError: if it is of a kind that this library has not, or has a weight under two names.
     """
     prefix = next((prefix for prefix in _PREFIXES if f"{prefix}embedding/kernel" in state_dict), "")
     weights = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
@@ -95,15 +95,27 @@ def _image_model(state_dict: Mapping) -> dict:
             "it: models with `global_pool='map'`; of SigLIP, transformers has the weights in a format of its own, which "
             "this library's CLIP models read."
         )
+    return renamed(weights, _plain_name)
+
+
+def _plain_name(name: str) -> str:
     for pattern, replacement in _RENAMES:
-        weights = {re.sub(pattern, replacement, name): value for name, value in weights.items()}
-    return weights
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _unstack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that a scan stacked along the first axis, one by one."""
+    """Layers that a scan stacked along the first axis, one by one.
+
+    Raises:
+        ValueError: if a layer's weight is there alone too.
+    """
     stacked = "Transformer/encoderblock/"
     layers = {}
+    if any(name.startswith(stacked) for name in weights):
+        alone = next((name for name in sorted(weights) if name.startswith("Transformer/encoderblock_")), None)
+        if alone is not None:
+            raise ValueError(f"Layers are stacked under {stacked!r} and alone ({alone!r}); the file is damaged.")
     for name, tensor in weights.items():
         if not name.startswith(stacked):
             layers[name] = tensor
@@ -265,7 +277,8 @@ WRITERS = {VitfmViTConfig.model_type: write}
 def image_processor(config: Mapping, shapes: Mapping[str, Sequence[int]], backend: str | None = None):
     """What google/vit-* repositories have: a bilinear resize to the square, pixels from -1 to 1."""
     size = _image_size(_image_model(shapes))
-    return VIT_PROCESSORS[backend or "torchvision"](
+    build = transformers.ViTImageProcessorPil if backend == "pil" else transformers.ViTImageProcessor
+    return build(
         size={"height": size, "width": size},
         resample=PILImageResampling.BILINEAR,
         image_mean=[0.5, 0.5, 0.5],

@@ -22,7 +22,7 @@ from ..models.modeling_clip_towers import (
 )
 from . import open_clip_images
 from .open_clip_config import HEAD_WIDTHS, infer_model_cfg, our_fields, their_model_cfg
-from .rules import Rule, to_ours, to_theirs, with_bias
+from .rules import Rule, renamed, to_ours, to_theirs, with_bias
 from .towers import is_text
 
 
@@ -127,10 +127,12 @@ def _turned(name: str, tensor: Tensor, config: VitfmCLIPConfig) -> Tensor:
 
 
 def with_text_prefix(weights: Mapping) -> dict:
-    """The weights, those of the text tower with their prefix in `CustomTextCLIP`, which `CLIP` leaves out."""
-    return {
-        f"{_TEXT.theirs}{name}" if name.startswith(_TEXT_MODULES) else name: value for name, value in weights.items()
-    }
+    """The weights, those of the text tower with their prefix in `CustomTextCLIP`, which `CLIP` leaves out.
+
+    Raises:
+        ValueError: if one is there with the prefix and without.
+    """
+    return renamed(weights, lambda name: f"{_TEXT.theirs}{name}" if name.startswith(_TEXT_MODULES) else name)
 
 
 def convert(model_class: type, model_cfg: Mapping, weights: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:

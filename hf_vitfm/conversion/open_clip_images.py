@@ -3,7 +3,7 @@
 import transformers
 
 from ..models.configuration_base import as_pair
-from . import center_crop
+from .center_crop import PROCESSORS
 
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -39,8 +39,7 @@ def our_image_processor(preprocess_cfg: dict, image_size, backend: str | None = 
         )
     statistics = {"image_mean": given.get("mean", OPENAI_MEAN), "image_std": given.get("std", OPENAI_STD)}
     statistics = {name: [value] * 3 if isinstance(value, float) else list(value) for name, value in statistics.items()}
-    build = center_crop.CLIPImageProcessorPil if backend == "pil" else center_crop.CLIPImageProcessor
-    return build(**geometry, **statistics, resample=RESAMPLE[interpolation])
+    return PROCESSORS[backend or "torchvision"](**geometry, **statistics, resample=RESAMPLE[interpolation])
 
 
 def their_preprocess_cfg(image_processor: transformers.BaseImageProcessor | None, image_size) -> dict:

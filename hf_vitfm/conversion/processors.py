@@ -4,7 +4,10 @@ import math
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from ..models.configuration_base import as_pair
+from .center_crop import PROCESSORS
 from .detect import Detected, detect
+from .redact import harmless
 from .source import WHERE, Source
 
 
@@ -18,7 +21,7 @@ def load_image_processor(source, image_size=None, source_format: str | None = No
     Args:
         source: folder, weight file or Hub id, in any format that `from_pretrained` reads.
         image_size: pixels, one number or (height, width): set the processor to this size, as for a model that is
-            loaded with the same `image_size`. A resize of the short side before a centre crop keeps its proportion.
+            loaded with the same `image_size`. A resize before a centre crop keeps its proportion to it.
         source_format: as in `from_pretrained`, for a source that has several.
         **kwargs: passed on (`revision`, `token`, `subfolder`, ...).
 
@@ -106,13 +109,17 @@ def _built(place: Source, found: Detected, rest: dict):
 
 def _transformers_image_processor(place: Source, kwargs: dict):
     try:
-        return AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
+        processor = AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
     except OSError as error:
         raise OSError(
             place.why_absent()
             or f"{place.name!r} has no readable preprocessor_config.json. Save the processor beside the model "
             "(`processor.save_pretrained(folder)`), or build one, such as transformers' `ViTImageProcessor(size=...)`."
         ) from error
+    if getattr(processor, "rounds_center_crop", False) is not True:
+        return processor
+    own = next((own for own in PROCESSORS.values() if issubclass(own, type(processor))), None)
+    return own.from_dict(processor.to_dict()) if own else processor
 
 
 def _transformers_tokenizer(place: Source, kwargs: dict):
@@ -121,9 +128,10 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs})
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
         short = next(iter(str(error).splitlines()), type(error).__name__)[:200]  # others list all classes there are
+        short = harmless(short, kwargs.get("token"))
         reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {short} {advice}"
         raise OSError(reason) from error
     # Where files lack, transformers builds the class that config.json calls for, with special tokens and nothing else.
@@ -133,13 +141,19 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
 
 
 def _set_size(processor, image_size) -> None:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    short = processor.size.get("shortest_edge")
-    if short and getattr(processor, "do_center_crop", False):
-        old = min(processor.crop_size["height"], processor.crop_size["width"])
-        processor.size = type(processor.size)(shortest_edge=round(short * min(height, width) / old))
-        processor.crop_size = type(processor.crop_size)(height=height, width=width)
+    height, width = as_pair(image_size)
+    old, make = processor.size, type(processor.size)
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
+    if crop is not None:
+        processor.crop_size = make(height=height, width=width)
+    short = old.get("shortest_edge")
+    if short and crop is not None:
+        short = round(short * min(height, width) / min(crop["height"], crop["width"]))
+        processor.size = make(shortest_edge=short)
     elif short and height == width:
-        processor.size = type(processor.size)(shortest_edge=height)
+        processor.size = make(shortest_edge=height)
+    elif crop is not None and old.get("height"):  # squashed to more than the crop
+        scaled = round(old["height"] * height / crop["height"]), round(old["width"] * width / crop["width"])
+        processor.size = make(height=scaled[0], width=scaled[1])
     else:
-        processor.size = type(processor.size)(height=height, width=width)
+        processor.size = make(height=height, width=width)

@@ -12,6 +12,8 @@ from .source import Candidate, Source
 
 logger = logging.getLogger(__name__)
 
+UNTOLD = ("num_attention_heads", "decoder_num_attention_heads")  # fields that no tensor's shape depends on
+
 
 def read_checkpoint(
     model_class: type, source, source_format: str | None = None, given: Mapping | None = None, **where
@@ -96,7 +98,7 @@ def filled_in(config: dict, given: Mapping) -> dict:
     Raises:
         ValueError: if a number is neither known nor given.
     """
-    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+    for name in UNTOLD:
         if name in config and config[name] is None:
             if given.get(name) is None:
                 raise ValueError(

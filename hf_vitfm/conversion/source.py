@@ -1,22 +1,26 @@
 """Where a checkpoint is, and what lies there: configurations and weight files, found but not yet understood."""
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import constants, is_offline_mode, list_repo_files
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import constants, hf_hub_download, is_offline_mode, list_repo_files
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import Tensor
-from transformers.utils import cached_file
 
-from .files import INDEX_FILES, SINGLE_FILES, SUFFIXES, Weights, check_source, shard_names
+from .files import INDEX_FILES, SINGLE_FILES, SUFFIXES, Weights, check_link, check_source, shard_names
+from .redact import harmless
 
-
-logger = logging.getLogger(__name__)
 
 # Arguments of `from_pretrained` that say where files are.
 WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
@@ -96,7 +100,7 @@ class Source:
         self.file = Path(name) if os.path.isfile(name) else None
         self.folder = self.name if self.file is None else str(self.file.parent)
         self._is_hub = not os.path.isdir(self.folder)
-        self._is_reachable: bool | None = None  # not known yet
+        self._failure: str | None = None  # of the Hub, in words
         self._paths: dict[str, str | None] = {}
         self._weights: dict[tuple, Weights] = {}
 
@@ -124,29 +128,54 @@ class Source:
         return self._paths[file_name]
 
     def _find(self, file_name: str) -> str | None:
-        where = {} if self.file is not None else dict(self.where)
-        if self._is_hub and not self._can_be_reached(file_name):
-            where["local_files_only"] = True
-        try:
-            return cached_file(
-                self.folder,
-                file_name,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **where,
-            )
-        except OSError as error:
-            raise OSError(f"{self.name!r} cannot be read: {self._harmless(error)}") from None
+        if self._is_hub:
+            return self._fetch(file_name)
+        subfolder = "" if self.file is not None else self.where.get("subfolder") or ""
+        path = os.path.join(self.folder, subfolder, file_name)
+        check_link(path)
+        return path if os.path.isfile(path) else None
 
-    def _can_be_reached(self, file_name: str) -> bool:
-        """Whether the Hub answers, asked once: without a network its client tries for half a minute per file."""
-        if self._is_reachable is None:
-            try:
-                cached_file(self.folder, file_name, **self.where)
-                self._is_reachable = True
-            except OSError as error:
-                self._is_reachable = not isinstance(error.__cause__, LocalEntryNotFoundError)
-        return self._is_reachable
+    def _fetch(self, file_name: str) -> str | None:
+        """The path of a file of a Hub repository; where the Hub failed once, of one that is in the cache."""
+        where = {**self.where, **self.cache_only(), "subfolder": self.where.get("subfolder") or None}
+        try:
+            return hf_hub_download(self.name, file_name, **where)
+        except LocalEntryNotFoundError as error:
+            self._note_failure(error.__cause__)
+            return None
+        except EntryNotFoundError:
+            return None
+        except Exception as error:  # the connection's errors have classes of the library below the client
+            raise OSError(f"{self.name!r} cannot be read: {self._explain(error)}") from None
+
+    def cache_only(self) -> dict:
+        """Loading arguments that leave the Hub alone where it failed: its client tries for half a minute per file."""
+        return {"local_files_only": True} if self._failure or self._is_offline() else {}
+
+    def _note_failure(self, error: BaseException | None) -> None:
+        """Keep in words why the Hub did not give something that it may have."""
+        if self._failure or self._is_offline():
+            return
+        self._failure = "the Hub cannot be reached"
+        if isinstance(error, HfHubHTTPError):
+            self._failure = f"the Hub answered with an error ({error.response.status_code}); try again later"
+
+    def _explain(self, error: Exception) -> str:
+        """What is wrong with a repository, and what to do."""
+        log_in = "log in with `hf auth login`, or pass `token=`"
+        page = f"{constants.ENDPOINT}/{self.name}"
+        if isinstance(error, GatedRepoError):
+            return f"it is gated. Ask for access on {page}, and {log_in} of the account that has it."
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                "it is no folder here, and the Hub has no such repository, or a private one. Check the name; for a private "
+                f"one, {log_in} of an account that may read it."
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return f"it has no revision {self.where.get('revision')!r}. {page}/tree/main lists its branches and tags."
+        if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+            return f"the Hub does not accept the token (it answers 401). To renew it, {log_in}."
+        return self._harmless(error)
 
     def weights(self, preferred: tuple[str, ...]) -> Weights:
         """The weight files: those preferred, or else the only other one.
@@ -201,12 +230,12 @@ class Source:
 
     def _repository_files(self, subfolder: str) -> list[str]:
         """Names of the files of one folder of a Hub repository; none if they cannot be had."""
-        if self._is_offline() or self._is_reachable is False:
+        if self._is_offline() or self._failure:
             return []
         try:
             names = list_repo_files(self.name, revision=self.where.get("revision"), token=self.where.get("token"))
-        except Exception as error:  # no connection, gated, no such repository: reported by whoever finds nothing
-            logger.debug("cannot list the files of %s: %s", self.name, self._harmless(error))
+        except Exception as error:  # reported by whoever finds nothing
+            self._note_failure(error)
             return []
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
         names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
@@ -217,19 +246,24 @@ class Source:
 
     def why_absent(self) -> str | None:
         """Why nothing of a Hub repository can be had; None if something can, or the source is a path."""
-        if not self._is_hub:
+        is_offline = self._is_offline()
+        if not self._is_hub or not (is_offline or self._failure) or (is_offline and self._is_cached()):
             return None
-        cache = Path(self.where.get("cache_dir") or constants.HF_HUB_CACHE)
-        if (cache / f"models--{self.name.replace('/', '--')}" / "snapshots").is_dir():
-            return None
-        reason = "the Hub cannot be reached"
-        if self._is_offline():
-            reason = "this runs offline (HF_HUB_OFFLINE or `local_files_only`)"
+        reason = self._failure or "this runs offline (HF_HUB_OFFLINE or `local_files_only`)"
+        revision = self.where.get("revision")
+        at_revision, option = (f" at revision {revision!r}", f" --revision {revision}") if revision else ("", "")
         return (
-            f"{self.name!r} is no folder here and not in the cache of Hub repositories, and {reason}. Where there is a "
-            f"network, `hf download {self.name}` fetches it and prints the folder, which can be copied here and named "
-            "by its path."
+            f"{self.name!r} is no folder here and not in the cache of Hub repositories{at_revision}, and {reason}. Where "
+            f"there is a network, `hf download {self.name}{option}` fetches it and prints the folder, which can be copied "
+            "here and named by its path."
         )
+
+    def _is_cached(self) -> bool:
+        """Whether the cache has something of this revision."""
+        revision = self.where.get("revision") or constants.DEFAULT_REVISION
+        cache = Path(self.where.get("cache_dir") or constants.HF_HUB_CACHE)
+        folder = cache / f"models--{self.name.replace('/', '--')}"
+        return (folder / "snapshots" / revision).is_dir() or (folder / "refs" / revision).is_file()
 
     def _nothing_found(self, names: tuple[str, ...]) -> str:
         return self.why_absent() or (
@@ -239,11 +273,7 @@ class Source:
 
     def _harmless(self, error: Exception) -> str:
         """An error's text in one line, without the token."""
-        text = " ".join(str(error).split())
-        token = self.where.get("token")
-        if isinstance(token, str) and token:
-            text = text.replace(token, "***")
-        return re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text)
+        return harmless(" ".join(str(error).split()), self.where.get("token"))
 
 
 def _read_config(path) -> dict:

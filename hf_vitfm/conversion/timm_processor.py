@@ -2,11 +2,11 @@
 
 import math
 
-import transformers
 from PIL import Image
 
 from ..models.configuration_base import as_pair
 from ..models.configuration_vit import VitfmViTConfig
+from .center_crop import PROCESSORS
 from .timm_config import Shapes, parse
 
 
@@ -29,9 +29,6 @@ def _input_size(pretrained: dict, args: dict, shapes: Shapes) -> tuple[int, int]
 
 def image_processor(config: dict, shapes: Shapes | None = None, backend: str | None = None):
     """Transformers' image processor that does what timm's evaluation transform does.
-
-    A centre crop that leaves over three pixels more than a multiple of four is one pixel off: timm rounds half of them
-    up, transformers down.
 
     Args:
         config: a config.json of timm, {} for weights alone: then timm's defaults (ImageNet's mean and standard
@@ -56,8 +53,7 @@ def image_processor(config: dict, shapes: Shapes | None = None, backend: str | N
             f"timm's `crop_mode={mode!r}` for images of {height}x{width} has no counterpart among transformers' image "
             'processors (only "squash", and "center" for squares). `timm.data.create_transform` makes the transform.'
         )
-    build = transformers.BitImageProcessorPil if backend == "pil" else transformers.BitImageProcessor
-    return build(
+    return PROCESSORS[backend or "torchvision"](
         size=size,
         crop_size={"height": height, "width": width},
         do_center_crop=mode == "center" or scaled != (height, width),

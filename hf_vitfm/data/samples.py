@@ -3,6 +3,7 @@
 Where they come from and under which licences is in `embedded/README.md`.
 """
 
+import difflib
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -66,8 +67,17 @@ def load_sample(name: str) -> "DatasetDict":
 
 
 def find_checkpoint(source: str) -> str:
-    """What `from_pretrained` takes for a checkpoint that a recipe names: the folder of one that ships, or the same."""
-    return str(sample_checkpoint(source)) if source in CHECKPOINT_NAMES else source
+    """What `from_pretrained` takes for a checkpoint that a recipe names: the folder of one that ships, or the same.
+
+    Raises:
+        ValueError: for a name that is nothing here and nearly that of one that ships.
+    """
+    if source in CHECKPOINT_NAMES:
+        return str(sample_checkpoint(source))
+    near = difflib.get_close_matches(source.lower(), CHECKPOINT_NAMES, n=1, cutoff=0.8)
+    if near and not Path(source).exists():
+        raise ValueError(f"There is no {source!r} here. Did you mean {near[0]!r}, which ships?")
+    return source
 
 
 def sample_checkpoint(name: str) -> Path:

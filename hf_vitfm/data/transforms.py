@@ -211,7 +211,8 @@ def _geometry(image_processor: Any, interpolation: InterpolationMode) -> list["_
     if getattr(image_processor, "do_center_crop", None):
         crop_size = _read_size(image_processor.crop_size, "image_processor.crop_size")
         crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
-        steps.append(_CenterCrop(crop_size, getattr(image_processor, "rounds_center_crop", False)))
+        # Of the class: transformers' own, loaded from a file that names this, has it as an attribute and does not do it.
+        steps.append(_CenterCrop(crop_size, getattr(type(image_processor), "rounds_center_crop", False)))
     return steps
 
 

@@ -1,6 +1,9 @@
 """`hf-vitfm convert`: models, preprocessing and their verification, there and back."""
 
+import logging
+
 import pytest
+import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -63,9 +66,36 @@ def test_what_the_target_cannot_hold_is_refused_and_nothing_written(tmp_path, ca
     assert not (tmp_path / "theirs").exists()
 
 
-def test_unknown_format_is_refused(theirs, tmp_path, capsys):
-    assert convert(theirs, tmp_path / "out", "--to", "jaxx") == 2
-    assert "`format` must be one of dinov2" in capsys.readouterr().err
+def test_wrong_target_is_refused_before_weights_are_read(theirs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ViTForImageClassification, "from_pretrained", None)
+    assert convert("no/such/source", tmp_path / "out", "--to", "jaxx") == 2
+    assert "`--to` must be one of dinov2, jax, " in capsys.readouterr().err
+    assert convert(theirs, tmp_path / "out", "--to", "openai") == 2
+    assert "must be one of dinov2, jax, mae, timm, transformers and the model" in capsys.readouterr().err
+    assert convert("no/such/source", theirs / "config.json", "--to", "timm") == 2
+    assert "`directory` must be a folder to write into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["hf_vitfm", "timm"])
+def test_files_that_were_written_are_listed_with_their_sizes(theirs, tmp_path, capsys, target):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for _ in range(2):  # new, and over what is there
+        assert convert(theirs, out, "--to", target, "--set", "layer_norm_eps=1e-6") == 0
+        listed = {line.strip() for line in capsys.readouterr().out.splitlines() if line.endswith(" bytes)")}
+        written = [path for path in out.iterdir() if path.name != "notes.txt"]
+        assert listed == {f"{path} ({path.stat().st_size:,} bytes)" for path in written} and len(written) >= 2
+
+
+def test_choice_between_formats_is_said_once(tmp_path, capsys, caplog):
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=192, depth=1, num_heads=3, num_classes=4
+    )
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    with caplog.at_level(logging.WARNING):
+        assert convert(tmp_path / "x.pth", tmp_path / "out", "--to", "transformers", "--verify") == 0
+    assert caplog.text.count("is read as deit; `source_format=` would take timm") == 1
 
 
 def test_fields_are_changed_for_a_target_that_cannot_hold_them(theirs, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -84,6 +85,39 @@ def test_wrong_shapes_and_missing_weights_of_our_own_files_are_listed(tmp_path, 
     assert rows["missing weights"] == "vit.layernorm.weight"
     assert rows["wrong shapes"] == "vit.layernorm.bias (33,), not (32,)"
     assert rows["unused weights"] == "strange"
+
+
+def timm_file(folder, width=192, **arguments):
+    """Weights alone of one of timm's models."""
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=width, depth=1, num_heads=3, num_classes=4, **arguments
+    )
+    torch.save(model.state_dict(), folder / "x.pth")
+    return folder / "x.pth"
+
+
+def notes(output):
+    return [line for line in output.splitlines() if line.startswith("note ")]
+
+
+def test_file_that_may_be_timms_or_deits_says_what_was_assumed_and_how_to_change_it(tmp_path, capsys):
+    path = timm_file(tmp_path)
+    assert main(["info", str(path)]) == 0
+    output = capsys.readouterr().out
+    assert "mean 0.485 0.456 0.406" in output
+    assert any("ImageNet's mean" in note and '`source_format="timm"`' in note for note in notes(output))
+    assert main(["info", str(path), "--source-format", "timm"]) == 0
+    assert not any("look the same" in note for note in notes(capsys.readouterr().out))
+
+
+def test_numbers_that_weights_do_not_tell_can_be_given(tmp_path, capsys):
+    path = str(timm_file(tmp_path, width=48))
+    assert main(["info", path]) == 2
+    assert "do not tell `num_attention_heads`" in capsys.readouterr().err
+    assert main(["info", path, "--set", "num_attention_heads=3"]) == 0
+    assert "1, width 48, 3 heads, MLP 192" in capsys.readouterr().out
+    assert main(["info", path, "--set", "image_size=64"]) == 2
+    assert "`--set` takes num_attention_heads and decoder_num_attention_heads here" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_an_error_with_its_reason(tmp_path, capsys):

@@ -4,6 +4,8 @@ import argparse
 import io
 import logging
 import pickle
+import time
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,6 +155,35 @@ def test_npz_whose_shape_is_not_its_size_is_refused_before_memory_is_taken(tmp_p
             read(tmp_path / "x.npz")
 
 
+def test_npz_whose_header_is_the_bomb_is_refused_before_it_is_read(tmp_path):
+    header = b"\x93NUMPY\x02\x00" + (2**26).to_bytes(4, "little") + b" " * 2**26
+    write_npz(tmp_path / "x.npz", {"a": header})
+    assert (tmp_path / "x.npz").stat().st_size < 100_000
+    for read in (read_tensors, read_shapes):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="describes 67,108,"):
+            read(tmp_path / "x.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+        tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_entry_that_is_twice_in_an_archive_is_an_error(tmp_path):
+    entries = {"a": npy(np.zeros(3, np.float32)), "b": npy(np.ones(3, np.float32))}
+    for names in (("a.npy", "a.npy"), ("a.npy", "a")):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+            for name, content in zip(names, entries.values(), strict=True):
+                archive.writestr(name, content)
+        for read in (read_tensors, read_shapes):
+            with pytest.raises(ValueError, match="x.npz is damaged: it holds 'a' twice"):
+                read(tmp_path / "x.npz")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth", "a") as archive:
+        archive.writestr("x/DATA.pkl", b"\x80\x02}.")  # torch takes either
+    with pytest.raises(ValueError, match="x.pth is damaged: it holds 'x/data.pkl' twice"):
+        read_tensors(tmp_path / "x.pth")
+
+
 def pickled(call: bytes, is_zip: bool) -> bytes:
     """A file whose pickle is one call."""
     if not is_zip:
@@ -167,7 +198,13 @@ def pickled(call: bytes, is_zip: bool) -> bytes:
 
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize(
-    "name", ["builtins\nbytearray", "torch._utils\n_rebuild_device_tensor_from_cpu_tensor", "__builtin__\nbytearray"]
+    "name",
+    [
+        "builtins\nbytearray",
+        "torch._utils\n_rebuild_device_tensor_from_cpu_tensor",
+        "__builtin__\nbytearray",
+        "_codecs\nencode",
+    ],
 )
 def test_calls_that_fill_memory_are_refused_before_they_are_made(tmp_path, is_zip, name):
     call = b"\x80\x02c" + name.encode() + b"\nJ\x00\x00\x00\x01\x85R."
@@ -175,6 +212,61 @@ def test_calls_that_fill_memory_are_refused_before_they_are_made(tmp_path, is_zi
     for read in (read_tensors, read_shapes):
         with pytest.raises(ValueError, match="pickled with calls that no weights need"):
             read(tmp_path / "x.bin")
+
+
+def doubled_tuple() -> bytes:
+    """A tuple of the tuple before, twice, forty times, as the key of a dictionary: its hash takes years."""
+    return b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40)) + b"Ns."
+
+
+def large_keys() -> bytes:
+    """A tuple that is half of the file, as the key of each of very many entries."""
+    return b"\x80\x02}(" + b"K\x01" * 200_000 + b"tq\x00Ns" + b"h\x00Ns" * 100_000 + b"."
+
+
+def colliding_numbers() -> bytes:
+    """Multiples of the modulus of Python's hash, which all fall into one place of a dictionary."""
+    numbers = [(2**61 - 1) * i for i in range(100, 100 + 60_000)]
+    return b"\x80\x02}" + b"".join(b"\x8a\x0a" + n.to_bytes(10, "little") + b"Ns" for n in numbers) + b"."
+
+
+def many_steps() -> bytes:
+    return b"\x80\x02](" + b"N" * (12 * 10**5) + b"e."
+
+
+def long_text() -> bytes:
+    """A text that is said to be far longer than the file."""
+    return b"\x80\x02X\xff\xff\xff\x7fabc."
+
+
+BOMBS = {
+    "doubled tuple": (doubled_tuple, "more steps than the largest model needs"),
+    "large keys": (large_keys, "more steps than the largest model needs"),
+    "colliding numbers": (colliding_numbers, "more steps than the largest model needs"),
+    "many steps": (many_steps, "more steps than the largest model needs"),
+    "long text": (long_text, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("name", BOMBS)
+def test_pickles_that_take_endless_time_or_memory_are_refused_fast(tmp_path, is_zip, name):
+    build, message = BOMBS[name]
+    (tmp_path / "x.bin").write_bytes(pickled(build(), is_zip))
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        read_shapes(tmp_path / "x.bin")
+    assert time.process_time() - begin < 10
+
+
+def test_storage_of_the_older_layout_that_is_not_in_the_file_is_an_error(tmp_path):
+    storage = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    size = b"\x8a\x08" + (10**12).to_bytes(8, "little")
+    call = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((" + storage + size + b"NtQK\x00"
+    call += size + b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs."
+    (tmp_path / "x.bin").write_bytes(pickled(call, is_zip=False))
+    with pytest.raises(ValueError, match="x.bin"):
+        read_tensors(tmp_path / "x.bin")
 
 
 def test_threads_do_not_take_the_allowed_class_from_each_other(tmp_path, tensors):

@@ -2,10 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_image
 from timm.models.vision_transformer import VisionTransformer
 
 from hf_vitfm import ViTForImageClassification, ViTModel
@@ -151,19 +148,6 @@ def test_pre_logits_layer(tmp_path):
     assert same(jax.write(ours)["model.npz"], weights)
 
 
-@pytest.mark.parametrize("kind", ["vision_transformer", "big_vision"])
-@pytest.mark.parametrize("side", [2, 6, 7])
-def test_positions_are_resized_as_scipy_zoom_does(kind, side):
-    weights = arrays(kind)
-    name = "pos_embedding" if kind == "big_vision" else "Transformer/posembed_input/pos_embedding"
-    table = weights[name][0].numpy()
-    prefix = np.zeros((1, WIDTH), np.float32) if kind == "big_vision" else table[:1]
-    grid = scipy.ndimage.zoom(table[-(GRID**2) :].reshape(GRID, GRID, WIDTH), (side / GRID, side / GRID, 1), order=1)
-    expected = np.concatenate([prefix, grid.reshape(side * side, WIDTH)])[None]
-    found = load(jax, ViTModel, weights, image_size=side * PATCH).embeddings.position_embeddings
-    torch.testing.assert_close(found.detach(), torch.from_numpy(expected), rtol=0, atol=1e-5)
-
-
 def test_positions_that_are_a_formula():
     weights = arrays("big_vision", class_token=False)
     del weights["pos_embedding"]
@@ -243,6 +227,28 @@ def test_other_models_and_damaged_files_are_refused_in_a_sentence(message):
         load(jax, ViTForImageClassification, {**arrays(), **REFUSED[message]})
 
 
+@pytest.mark.parametrize(
+    "twin",
+    [
+        "Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias",
+        "Transformer/encoderblock_1/LayerNorm_1/scale",
+        "Transformer/encoderblock_2/MultiHeadDotProductAttention_0/out/bias",
+        "pos_embedding",
+    ],
+)
+def test_weight_under_the_names_of_both_repositories_is_an_error(twin):
+    weights = {**arrays("vision_transformer"), twin: arrays("big_vision")[twin]}
+    with pytest.raises(ValueError, match="are the same weight; the file is damaged"):
+        jax.read(ViTModel, {}, weights)
+
+
+def test_layer_that_is_stacked_and_alone_is_an_error():
+    name = "Transformer/encoderblock_1/LayerNorm_0/bias"
+    weights = {**arrays("scan"), name: arrays("big_vision")[name]}
+    with pytest.raises(ValueError, match=f"stacked under .* and alone .'{name}'"):
+        jax.read(ViTModel, {}, weights)
+
+
 @pytest.mark.parametrize("name", ["cls", "Transformer/encoder_norm/bias", "Transformer/posembed_input/pos_embedding"])
 def test_missing_arrays_are_an_error(name):
     weights = arrays()
@@ -254,13 +260,3 @@ def test_missing_arrays_are_an_error(name):
 def test_other_files_are_not_taken_for_these():
     assert not jax.matches({"model_type": "vit"}, shapes(arrays()))
     assert not jax.matches({}, {"stem/kernel": (8, 8, 3, 32), "MixerBlock_0/LayerNorm_0/scale": (32,)})
-
-
-def test_pixels_are_those_of_googles_repositories():
-    photograph = Image.fromarray(load_sample_image("china.jpg"))
-    weights = shapes(arrays("scan", "params/"))
-    expected = np.asarray(photograph.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 127.5 - 1
-    found = jax.image_processor({}, weights, backend="pil")(photograph, return_tensors="np").pixel_values[0]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    found = jax.image_processor({}, weights)(photograph, return_tensors="np").pixel_values[0]
-    np.testing.assert_allclose(found, expected, atol=1.01 / 127.5)

@@ -4,15 +4,12 @@ import json
 import logging
 import math
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_for_hf
-from PIL import Image
 from safetensors.torch import load_file
-from sklearn.datasets import load_sample_images
 
 from hf_vitfm import (
     CLIPModel,
@@ -20,7 +17,6 @@ from hf_vitfm import (
     CLIPTextModelWithProjection,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
-    build_transform,
     export_checkpoint,
     load_image_processor,
     load_tokenizer,
@@ -153,13 +149,6 @@ def test_towers_load_alone(tmp_path, model_class, custom):
     found = outputs.text_embeds if "text_embeds" in outputs else outputs.get("image_embeds")
     found = projection(outputs.pooler_output) if found is None else found
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [48, 16])
-def test_positions_are_resized_as_open_clip_resizes_them(tmp_path, size):
-    save_theirs(tmp_path)
-    theirs = open_clip.create_model(f"local-dir:{tmp_path}", force_image_size=size).eval()
-    assert_same(CLIPModel.from_pretrained(tmp_path, image_size=size), theirs, random_images(3, size, size))
 
 
 def test_half_precision_is_computed_in_float32_as_open_clip_does(tmp_path):
@@ -326,33 +315,6 @@ def test_width_of_an_mlp_survives_the_rounding_of_its_ratio():
             assert int(width * mlp_ratio(width, wide)) == wide
 
 
-def photographs() -> list[Image.Image]:
-    """Landscape, portrait, and one that is smaller than the model's images."""
-    flower, temple = (Image.fromarray(np.asarray(image)) for image in load_sample_images().images)
-    return [flower, temple.transpose(Image.Transpose.ROTATE_90).crop((3, 0, 400, 601)), flower.crop((9, 9, 80, 58))]
-
-
-@pytest.mark.parametrize(
-    "preprocess", [{}, HALF, {**HALF, "resize_mode": "shortest"}], ids=["OpenAI's", "SigLIP's", "mixed"]
-)
-@pytest.mark.parametrize("size", [224, 98])
-def test_pixels_are_open_clips(tmp_path, preprocess, size):
-    save_theirs(tmp_path, preprocess, vision={"image_size": size, "patch_size": size // 2})
-    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    pil, default = load_image_processor(tmp_path, backend="pil"), load_image_processor(tmp_path)
-    assert type(default).__name__ == "CLIPImageProcessor" and default.backend == "torchvision"
-    for image in photographs():
-        expected = transform(image)
-        found = torch.as_tensor(pil(image, return_tensors="pt")["pixel_values"][0])
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-        level = 1 / 255 / min(default.image_std) + 1e-6
-        for found in (default(image, return_tensors="pt")["pixel_values"][0], build_transform(default)(image)):
-            assert found.shape == expected.shape
-            # torchvision clips where bicubic interpolation overshoots black or white at another moment than PIL.
-            difference = (found - expected).abs()
-            assert difference.quantile(0.999) <= level and difference.max() <= 3 * level
-
-
 def test_preprocessing_is_written_and_read_again(tmp_path):
     save_theirs(tmp_path / "theirs", HALF)
     processor = load_image_processor(tmp_path / "theirs")
@@ -385,6 +347,16 @@ def test_tokenizer_comes_from_the_folder_or_by_the_name_in_the_configuration(tmp
         assert torch.equal(found["input_ids"], expected)
     export_checkpoint(tiny_clip(), tmp_path / "ours", format="open_clip", processing_class=words)
     assert torch.equal(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'ours'}")(["a cat and two dogs"]), expected)
+
+
+@pytest.mark.parametrize("name", ["positional_embedding", "transformer.resblocks.0.ln_1.weight", "text_projection"])
+@pytest.mark.parametrize("source_format", ["open_clip", "openai"])
+def test_text_weight_with_the_prefix_and_without_is_an_error(tmp_path, name, source_format):
+    theirs, path = bare(tmp_path)
+    weights = theirs.state_dict()
+    torch.save({**weights, f"text.{name}": weights[name] + 1}, path)
+    with pytest.raises(ValueError, match=f"'{name}' and 'text.{name}' are the same weight"):
+        CLIPModel.from_pretrained(path, source_format=source_format)
 
 
 def test_notes_tell_what_the_tokenizer_leaves_to_the_caller():

@@ -15,6 +15,9 @@ SQUASH = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_
 SHORT_EDGE_THEN_CROP = transformers.CLIPImageProcessor(
     size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, do_center_crop=True
 )
+SQUASH_THEN_CROP = transformers.CLIPImageProcessor(
+    size={"height": 64, "width": 48}, crop_size={"height": 56, "width": 42}, do_center_crop=True
+)
 SHORT_EDGE = transformers.CLIPImageProcessor(size={"shortest_edge": 64}, do_center_crop=False)
 
 
@@ -51,6 +54,16 @@ def test_short_edge_keeps_its_proportion_to_the_crop(tmp_path, backend, image_si
     assert processor.size["shortest_edge"] == short_edge
     assert (processor.crop_size["height"], processor.crop_size["width"]) == crop
     assert shape(processor) == crop
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("image_size", "crop", "size"), [(112, (112, 112), (128, 128)), ((28, 84), (28, 84), (32, 96))]
+)
+def test_squashed_sides_keep_their_proportions_to_the_crop(tmp_path, backend, image_size, crop, size):
+    processor = load(tmp_path, SQUASH_THEN_CROP, backend, image_size=image_size)
+    assert (processor.size["height"], processor.size["width"]) == size
+    assert (processor.crop_size["height"], processor.crop_size["width"]) == shape(processor) == crop
 
 
 @BACKENDS

@@ -4,7 +4,10 @@ import json
 import logging
 
 import pytest
+import timm
 import torch
+import torchvision
+import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
@@ -161,6 +164,42 @@ def test_weights_of_another_architecture_are_described(tmp_path):
         ViTModel.from_pretrained(tmp_path / "other.pt")
 
 
+def other_model(name):
+    if name == "timm's Swin":
+        return timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=28, embed_dim=6, depths=(1, 1), num_heads=(1, 1)
+        )
+    if name == "Swin":
+        config = transformers.SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=2)
+        return transformers.SwinModel(config)
+    if name == "BiT":
+        config = transformers.BitConfig(embedding_size=32, hidden_sizes=[128] * 4, depths=[1] * 4)
+        return transformers.BitModel(config)
+    if name == "timm's BiT":
+        return timm.models.ResNetV2((1, 1, 1, 1), channels=(128,) * 4, stem_chs=32)
+    if name == "ResNet":
+        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+        return transformers.ResNetModel(config)
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [
+        ("timm's Swin", "SwinModel"),
+        ("Swin", "SwinModel"),
+        ("BiT", "BitModel"),
+        ("timm's BiT", "BitModel"),
+        ("ResNet", "ResNetModel"),
+        ("torchvision's ResNet", "ResNetModel"),
+    ],
+)
+def test_weights_alone_of_other_architectures_are_told_the_class_that_reads_them(tmp_path, name, model_class):
+    torch.save({"model": other_model(name).state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=f"load its folder with transformers' `{model_class}`.*timm.create_model"):
+        ViTModel.from_pretrained(tmp_path / "x.pth")
+
+
 def test_code_that_a_readable_configuration_names_is_not_run_and_said(folder, caplog):
     edit(folder / "config.json", auto_map={"AutoModel": "code.Mine"})
     (folder / "code.py").write_text("raise SystemExit('code was run')")
@@ -191,12 +230,11 @@ def test_repository_that_is_not_cached_says_so_and_how_to_get_it(load):
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
     asked = []
 
-    def unanswered(name, file_name, local_files_only=False, _raise_exceptions_for_missing_entries=True, **kwargs):
+    def unanswered(name, file_name, local_files_only=False, **kwargs):
         asked.append(local_files_only)
-        if _raise_exceptions_for_missing_entries:
-            raise OSError("no connection") from LocalEntryNotFoundError("no connection")
+        raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(source, "cached_file", unanswered)
+    monkeypatch.setattr(source, "hf_hub_download", unanswered)
     monkeypatch.setattr(source, "is_offline_mode", lambda: False)
     monkeypatch.setattr(source, "list_repo_files", lambda *args, **kwargs: pytest.fail("the Hub was asked again"))
     with pytest.raises(ValueError, match="'some/vit' is no folder here .* the Hub cannot be reached.*`hf download"):
@@ -221,7 +259,7 @@ def test_reason_of_the_hub_is_passed_on_without_the_token(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(f"Access to model some/vit is restricted. You sent {token}.")
 
-    monkeypatch.setattr(source, "cached_file", refuse)
+    monkeypatch.setattr(source, "hf_hub_download", refuse)
     with pytest.raises(OSError, match="'some/vit' cannot be read: Access to model some/vit is restricted") as raised:
         Source("some/vit", token=token).candidates()
     assert token not in str(raised.value) and raised.value.__suppress_context__

@@ -7,11 +7,10 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 
 from hf_vitfm import ViTConfig, ViTForImageClassification, ViTModel, export_checkpoint
 from hf_vitfm.conversion import timm as timm_format
-from tests.conversion.timm_models import ARGUMENTS, FAMILIES, images_for, save_timm, timm_model
+from tests.conversion.timm_models import FAMILIES, images_for, save_timm, timm_model
 from tests.tiny import random_images, randomize, tiny_config
 
 
@@ -160,30 +159,6 @@ def test_dinov2s_own_names_are_read():
     fields, converted = timm_format.read(ViTForImageClassification, {}, weights)
     ours = ViTForImageClassification.from_pretrained(None, config=ViTConfig(**fields), state_dict=converted)
     assert_same(ours(random_images()).logits, theirs(random_images()))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", ["augreg", "dinov2 registers", "deit distilled", "deit3", "not square, any size"])
-@pytest.mark.parametrize("image_size", [(48, 48), (16, 80)])
-def test_resized_positions_are_timms(tmp_path, family, image_size):
-    folder = save_timm(timm_model(family), tmp_path)
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=image_size).eval()
-    ours = ViTForImageClassification.from_pretrained(folder, image_size=image_size)
-    images = random_images(1, *image_size)
-    assert_same(ours(images).logits, theirs(images))
-
-
-@torch.no_grad()
-def test_flexivits_positions_are_resized_by_its_own_interpolation(tmp_path):
-    theirs = randomize(timm.create_model("flexivit_small", **ARGUMENTS))
-    folder = save_timm(theirs, tmp_path)
-    ours = ViTModel.from_pretrained(folder, image_size=48).embeddings.position_embeddings[:, 1:]
-    expected = resample_abs_pos_embed(
-        theirs.pos_embed, [6, 6], num_prefix_tokens=0, interpolation="bilinear", antialias=False
-    )
-    torch.testing.assert_close(ours.detach(), expected, rtol=0, atol=1e-6)
-    created = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=48)
-    torch.testing.assert_close(created.pos_embed, expected)
 
 
 @torch.no_grad()

@@ -1,31 +1,20 @@
-"""Image processors from timm's configurations, against timm's own evaluation transform on photographs."""
+"""Image processors from timm's configurations and back; test_pixels.py has what they make of images."""
 
 import json
 import math
 
-import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_sample_image
 from timm.data import create_transform, resolve_data_config
 
-from hf_vitfm import ViTForImageClassification, build_transform, load_image_processor
+from hf_vitfm import ViTForImageClassification, load_image_processor
 from hf_vitfm.conversion import timm as timm_format
 from hf_vitfm.conversion.timm_processor import image_processor, pretrained_fields
 from tests.tiny import tiny_config
-
-
-def photographs() -> list[Image.Image]:
-    """Landscape, portrait, and one smaller than the crop."""
-    flower, temple = (Image.fromarray(np.asarray(image)) for image in load_sample_images().images)
-    return [
-        temple,
-        flower.transpose(Image.Transpose.ROTATE_90).crop((3, 0, 400, 601)),
-        flower.crop((100, 50, 190, 110)),
-    ]
 
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -51,43 +40,6 @@ def timms(pretrained, image):
     return create_transform(**resolve_data_config(pretrained_cfg={"num_classes": 5, **pretrained}))(image)
 
 
-def without_half_pixels(found, expected, processor, image):
-    """Both images where a centre crop takes the same: half a pixel, rounded down by one and up by the other, is left out."""
-    short, crop = processor.size.get("shortest_edge"), processor.crop_size
-    whole = processor.size.get("height"), processor.size.get("width")
-    if short:
-        whole = tuple(max(short, int(short * side / min(image.size))) for side in reversed(image.size))
-    for axis, (side, kept) in enumerate(zip(whole, (crop["height"], crop["width"]), strict=True), 1):
-        if (side - kept) % 4 == 3:
-            found, expected = found.narrow(axis, 1, kept - 2), expected.narrow(axis, 0, kept - 2)
-    return found, expected
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_pixels_are_those_of_timms_evaluation_transform(name):
-    pretrained = CONFIGS[name]
-    config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": {"num_classes": 5, **pretrained}}
-    exact, fast = (image_processor(config, backend=backend) for backend in ("pil", "torchvision"))
-    std = torch.tensor(pretrained.get("std", IMAGENET["std"]))[:, None, None]
-    for image in photographs():
-        expected = timms(pretrained, image)
-        found = exact(image, return_tensors="pt").pixel_values[0]
-        found, expected = without_half_pixels(found, expected, exact, image)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-        quick = fast(image, return_tensors="pt").pixel_values[0]
-        own = exact(image, return_tensors="pt").pixel_values[0]
-        levels = ((quick - own) * std * 255).abs()
-        assert (levels <= 1.01).float().mean() > 0.9998  # of grey levels; more where bicubic overshoots black or white
-
-
-def test_evaluation_transform_of_ours_follows_the_processor():
-    config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": CONFIGS["augreg"]}
-    processor = image_processor(config)
-    image = photographs()[0]
-    found = build_transform(processor)(image)
-    torch.testing.assert_close(found, processor(image, return_tensors="pt").pixel_values[0], rtol=0, atol=1e-6)
-
-
 def test_size_of_weights_alone_is_read_off_their_positions():
     shapes = {"pos_embed": (1, 197, 32), "patch_embed.proj.weight": (32, 3, 8, 8)}
     processor = image_processor({}, shapes)
@@ -110,7 +62,7 @@ def test_written_preprocessing_is_read_back_by_timm(name):
     size = tuple(pretrained.get("input_size", [3, 224, 224])[1:])
     model = ViTForImageClassification(tiny_config(image_size=size))
     written = timm_format.write(model, processor)["config.json"]["pretrained_cfg"]
-    image = photographs()[0]
+    image = Image.fromarray(load_sample_image("china.jpg"))
     torch.testing.assert_close(timms(written, image), timms(pretrained, image), rtol=0, atol=0)
 
 
@@ -163,7 +115,7 @@ def test_exported_folder_has_timms_own_transform(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(written["config.json"]))
     model = timm.create_model(f"local-dir:{tmp_path}")
     transform = create_transform(**timm.data.resolve_model_data_config(model))
-    image = photographs()[0]
+    image = Image.fromarray(load_sample_image("china.jpg"))
     torch.testing.assert_close(transform(image), timms(CONFIGS["augreg"], image), rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""transformers' DINOv2, with and without registers: read, written, and resized as it resizes."""
+"""transformers' DINOv2, with and without registers: read and written."""
 
 import json
 
@@ -93,18 +93,6 @@ def test_names_of_transformers_5_are_read_too(tmp_path, kind, gated):
     assert_same(
         ViTForImageClassification.from_pretrained(tmp_path)(random_images()).logits, theirs(random_images()).logits
     )
-
-
-@torch.no_grad()
-@KINDS
-@pytest.mark.parametrize("image_size", [(48, 48), (16, 64), (40, 24)])
-def test_resized_positions_are_theirs(tmp_path, kind, image_size):
-    theirs, images = their_model(kind), random_images(1, *image_size)
-    theirs.save_pretrained(tmp_path)
-    resized = ViTForImageClassification.from_pretrained(tmp_path, image_size=image_size)
-    assert_same(resized(images).logits, theirs(images).logits)
-    in_the_call = ViTForImageClassification.from_pretrained(tmp_path)
-    assert_same(in_the_call(images, interpolate_pos_encoding=True).logits, theirs(images).logits)
 
 
 def test_published_configuration_of_the_large_hub_files_is_read():

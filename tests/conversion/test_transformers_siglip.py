@@ -93,18 +93,6 @@ def test_loss_and_gradients_of_the_head_are_equal(tmp_path):
         assert relative_error(found.grad, expected.grad) <= 1e-5
 
 
-@torch.no_grad()
-def test_images_of_another_size_are_equal(tmp_path):
-    theirs = their_model()
-    ours = load_folder(saved(theirs, tmp_path))
-    images = random_images(2, 48, 24)
-    expected = theirs.get_image_features(images, interpolate_pos_encoding=True).pooler_output
-    found = ours.get_image_features(images, interpolate_pos_encoding=True).pooler_output
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    ours.resize_position_embeddings((48, 24))
-    torch.testing.assert_close(ours.get_image_features(images).pooler_output, expected, rtol=0, atol=1e-5)
-
-
 def assert_equal_weights(found, expected):
     found, expected = found.state_dict(), expected.state_dict()
     assert list(found) == list(expected)

@@ -4,7 +4,7 @@ import sys
 import datasets
 import pytest
 
-from hf_vitfm.data.samples import EMBEDDED, SAMPLE_NAMES, load_sample, sample_checkpoint
+from hf_vitfm.data.samples import EMBEDDED, SAMPLE_NAMES, find_checkpoint, load_sample, sample_checkpoint
 
 
 def test_fashion_mnist_is_balanced_and_names_its_classes():
@@ -74,3 +74,13 @@ def test_every_embedded_file_is_in_the_notice():
 def test_unknown_checkpoint_lists_the_names():
     with pytest.raises(ValueError, match="emoji-clip, fashion-mae; got 'fashion-mnist'"):
         sample_checkpoint("fashion-mnist")
+
+
+def test_checkpoints_are_found_by_name_and_misspelt_ones_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("emoji-clip") == str(EMBEDDED / "emoji-clip")
+    with pytest.raises(ValueError, match="There is no 'emoji_clip' here. Did you mean 'emoji-clip'"):
+        find_checkpoint("emoji_clip")
+    (tmp_path / "emoji_clip").mkdir()
+    for source in ("emoji_clip", "google/vit-base-patch16-224", "openai/clip-vit-base-patch32"):
+        assert find_checkpoint(source) == source

@@ -1,0 +1,28 @@
+"""Keeping tokens and passwords out of what is shown."""
+
+import os
+import re
+
+
+_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST = 8  # characters of a token; shorter values would take ordinary words with them
+_PATTERNS = (
+    (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),  # name and password in a URL
+    (re.compile(r"(token=)[^&\s'\"]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"hf_[A-Za-z0-9]{16,}"), "***"),
+)
+
+
+def harmless(text: str, token=None) -> str:
+    """A text with *** in the place of tokens and passwords.
+
+    Args:
+        text: a message, or a part of one.
+        token: the token of this call; those of the environment and what looks like one are replaced too.
+    """
+    for secret in (token, *map(os.environ.get, _VARIABLES)):
+        if isinstance(secret, str) and len(secret) >= _SHORTEST:
+            text = text.replace(secret, "***")
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
