@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .few_shot import few_shot_predictions
+from .few_shot import draw_few, predict_from_few
 from .linear_probe import linear_probe
 from .neighbours import knn_predict
 from .zero_shot import ZeroShotClassifier
@@ -88,13 +88,19 @@ def classify(images: EncodedImages, shots: Sequence[int], seeds: Sequence[int]) 
     """
     found = {"linear_probe": _linear_probe(images), "knn": _knn(images)}
     for count in shots:
-        few = few_shot_predictions(*images.train, images.test[0], count, seeds)
-        found[f"few_shot_{count}"] = _answers(few, images, shots=count, method="ridge", seeds=list(seeds))
+        found[f"few_shot_{count}"] = _few_shot(images, count, seeds)
     found["few_shot"] = found[f"few_shot_{max(shots)}"]
     if images.classifier is not None:
         predicted = images.classifier(images.joint).argmax(dim=1)
         found["zero_shot"] = _answers(predicted[None], images, templates=list(images.classifier.templates))
     return found
+
+
+def _few_shot(images: EncodedImages, shots: int, seeds: Sequence[int]) -> Answers:
+    features, labels = images.train
+    draws = [draw_few(labels, shots, seed) for seed in seeds]
+    predicted = [predict_from_few(features[few], labels[few], images.test[0]) for few in draws]
+    return _answers(torch.stack(predicted), images, shots=shots, method="ridge", seeds=list(seeds))
 
 
 def _knn(images: EncodedImages) -> Answers:
