@@ -89,7 +89,12 @@ def draw_few(labels: Tensor, shots: int, seed: int) -> Tensor:
 
 
 def predict_from_few(
-    features: Tensor, labels: Tensor, test_features: Tensor, method: str = "ridge", l2: float = 2.0**10, C: float = 0.316
+    features: Tensor,
+    labels: Tensor,
+    test_features: Tensor,
+    method: str = "ridge",
+    l2: float = 2.0**10,
+    C: float = 0.316,
 ) -> Tensor:
     """Learn classes from all rows given and classify others; the arguments are those of `few_shot`.
 
