@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conversion.redact import harmless
 from ..data.decode import BadImageError
 from ..data.order import ImageView
 from ..models.modeling_losses import IGNORE_INDEX
@@ -177,7 +178,7 @@ def compare_models(
         try:
             found = _encode(source, name, data, prompts, options)
         except Exception as error:  # whatever is wrong with one model, the others are compared
-            failures[name] = " ".join(str(error).split())[:500] or type(error).__name__
+            failures[name] = harmless(" ".join(str(error).split())[:500]) or type(error).__name__
             logger.debug("%s failed", name, exc_info=True)
             report(f"{name}: failed: {failures[name]}")
             continue
@@ -234,7 +235,7 @@ def _encode(source: str, name: str, data: ComparisonData, prompts: ClassNames, o
 
 
 def _features(loaded: SuiteModel, rows: Any, pooling: str, options: CompareOptions) -> tuple[Tensor, Tensor]:
-    return extract_features(
+    features, labels = extract_features(
         loaded.model,
         rows,
         loaded.transform,
@@ -244,6 +245,9 @@ def _features(loaded: SuiteModel, rows: Any, pooling: str, options: CompareOptio
         cache_dir=options.features.cache_dir,
         on_bad_image="skip",
     )
+    if not features.isfinite().all():
+        raise ValueError("Its features hold NaN or infinity. Check its weights and preprocessing.")
+    return features, labels
 
 
 def _first_images(loaded: SuiteModel, data: ComparisonData, count: int) -> Tensor:

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
 from scipy import stats
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -152,6 +153,15 @@ def test_a_model_that_fails_is_named_and_the_others_go_on(folder, models, tmp_pa
     assert sum("failed" in line for line in lines) == 2
     with pytest.raises(ValueError, match="No model could be compared. empty: "):
         compare_models(sources[:1], open_comparison(folder), CompareOptions())
+
+
+def test_a_model_that_gives_no_numbers_fails_alone(folder, models, tmp_path):
+    broken = transformers.ViTModel.from_pretrained(models[1])
+    broken.layernorm.bias.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "broken")
+    found = compare_models([str(tmp_path / "broken"), models[1]], open_comparison(folder), CompareOptions(seeds=(0,)))
+    assert [model.name for model in found.models] == ["tiny_vit"] and "NaN" in found.failures["broken"]
 
 
 def test_bad_images_are_left_out_for_all_and_named(models, tmp_path, caplog):
