@@ -11,6 +11,9 @@ from hf_vitfm.evaluation.compare_report import comparison_table, write_compariso
 from tests.evaluation.compared import a_comparison, a_model, a_score, save_folder
 
 
+PRIVATE = "/".join(["", "home", "ada"])
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return open_comparison(save_folder(tmp_path_factory.mktemp("private") / "pictures", train=4, test=3))
@@ -34,7 +37,10 @@ def comparison(data):
         a_model("slow", {"linear_probe": a_score(0.5, "below", -0.4)}, images_per_second=0.25, peak_memory=None),
     ]
     return a_comparison(
-        data, models, failures={"gone": "no such file: /home/ada/gone"}, skipped={"train": ["row 3 (/home/ada/x.png)"]}
+        data,
+        models,
+        failures={"gone": f"no such file: {PRIVATE}/gone"},
+        skipped={"train": [f"row 3 ({PRIVATE}/x.png)"]},
     )
 
 
