@@ -48,7 +48,8 @@ def test_the_recipe_takes_it_in_a_smoke_run(compared, tmp_path):
     assert 0 <= metrics["eval_top1"] <= 1 and (tmp_path / "run" / "model.safetensors").exists()
     found = header(path.read_text())
     assert found["run"] == f"python recipes/vit/finetune.py {path}"
-    assert "90.0 % (95 % interval 85.0 to 94.0)" in found["expect"] and found["measured"] == "not run"
+    assert "linear probe reached 90.0 %" in found["expect"] and "interval 85.0 to 94.0" in found["expect"]
+    assert found["measured"] == "not run"
     assert "folder.yaml" in found["differs"]
 
 
@@ -58,8 +59,8 @@ def test_it_trains_the_winner_on_the_same_images(kind, compared, tmp_path):
     comparison, path = compared(source, skipped={"train": ["row 0"]}), tmp_path / "finetune.yaml"
     write_fine_tuning_config(comparison, path, str(tmp_path / "run"))
     model_args, data_args, args = parse_recipe(CLASSES, [str(path), "--use_cpu"])
-    assert args.learning_rate == pytest.approx(1e-4 / 32) and args.per_device_train_batch_size == 1
-    assert (args.num_train_epochs, args.on_bad_image) == (50, "skip")
+    assert args.learning_rate == pytest.approx(5e-4 / 32) and args.per_device_train_batch_size == 1
+    assert (args.num_train_epochs, args.on_bad_image) == (100, "skip")
     train, test, _ = data_args.load(args.seed)
     assert train["label"] == comparison.data.train["label"] and len(test) == len(comparison.data.test) == 6
     model, _ = build_classifier(model_args, read_targets(train, None, None), smoke=False)
@@ -78,7 +79,7 @@ def test_a_winner_that_the_recipe_cannot_train_is_passed_over_and_named(compared
 
 
 @pytest.mark.parametrize(
-    ("rows", "epochs", "batch_size"), [(12, 50, 1), (450, 50, 32), (3_000, 20, 32), (90_000, 5, 32)]
+    ("rows", "epochs", "batch_size"), [(12, 100, 1), (450, 100, 32), (3_000, 20, 32), (90_000, 5, 32)]
 )
 def test_small_sets_are_seen_more_often(rows, epochs, batch_size, compared, tmp_path, monkeypatch):
     comparison = compared("fashion-mae")
@@ -87,3 +88,12 @@ def test_small_sets_are_seen_more_often(rows, epochs, batch_size, compared, tmp_
     found = yaml.safe_load(written.text)
     assert (found["num_train_epochs"], found["per_device_train_batch_size"]) == (epochs, batch_size)
     assert isinstance(found["learning_rate"], float)
+
+
+@pytest.mark.parametrize(("parameters", "rate"), [(5_000_000, 5e-4), (86_000_000, 1e-4)])
+def test_small_encoders_take_a_larger_learning_rate(parameters, rate, compared, tmp_path, monkeypatch):
+    comparison = compared("fashion-mae")
+    comparison.models[0] = a_model("fashion-mae", comparison.winner.scores, parameters=parameters)
+    monkeypatch.setattr(type(comparison.data.train), "__len__", lambda self: 3_000)
+    written = write_fine_tuning_config(comparison, tmp_path / "finetune.yaml", "outputs/x")
+    assert yaml.safe_load(written.text)["learning_rate"] == pytest.approx(rate)
