@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import convert, evaluate, info, predict
+from . import compare, convert, evaluate, info, predict
 
 
 # Each module has SUMMARY (one line), add_arguments(parser) and run(arguments) -> exit code.
-COMMANDS = {"convert": convert, "evaluate": evaluate, "info": info, "predict": predict}
+COMMANDS = {"compare": compare, "convert": convert, "evaluate": evaluate, "info": info, "predict": predict}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -74,22 +74,42 @@ def few_shot(  # noqa: PLR0913 - the public signature
     test_features, test_labels = check_labelled(test_features, test_labels, "test")
     accuracies = {count: [] for count in shots}
     for seed in seeds:
-        order = _draw(train_labels, seed)
         for count in accuracies:
-            few = torch.cat([rows[:count] for rows in order])
-            chosen = train_features[few], train_labels[few]
-            if method == "knn":
-                predicted = knn_predict(*chosen, test_features, k=min(NEIGHBOURS, len(few)))
-            else:
-                if method == "ridge":
-                    linear = ridge(*chosen, l2)
-                elif method == "logistic":
-                    linear = _logistic(*chosen, C)
-                else:
-                    linear = _class_means(*chosen)
-                predicted = _linear_predict(*linear, chosen[1], test_features)
+            few = draw_few(train_labels, count, seed)
+            predicted = predict_from_few(train_features[few], train_labels[few], test_features, method, l2, C)
             accuracies[count].append((predicted == test_labels).double().mean().item())
     return accuracies
+
+
+def draw_few(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """The rows (few,) that a seed takes: `shots` of every class, or what a class has; one generator serves all in turn."""
+    generator, labels = np.random.default_rng(seed), labels.cpu().numpy()
+    orders = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return torch.from_numpy(np.concatenate([order[:shots] for order in orders]))
+
+
+def predict_from_few(
+    features: Tensor,
+    labels: Tensor,
+    test_features: Tensor,
+    method: str = "ridge",
+    l2: float = 2.0**10,
+    C: float = 0.316,
+) -> Tensor:
+    """Learn classes from all rows given and classify others; the arguments are those of `few_shot`.
+
+    Returns:
+        (test rows,) class ids.
+    """
+    if method == "knn":
+        return knn_predict(features, labels, test_features, k=min(NEIGHBOURS, len(features)))
+    if method == "ridge":
+        linear = ridge(features, labels, l2)
+    elif method == "logistic":
+        linear = _logistic(features, labels, C)
+    else:
+        linear = _class_means(features, labels)
+    return _linear_predict(*linear, labels, test_features)
 
 
 @dataclass(frozen=True)
@@ -164,12 +184,6 @@ def ridge(features: Tensor, labels: Tensor, l2: float) -> tuple[Tensor, Tensor]:
         solution = whitened.T @ torch.linalg.solve(whitened @ whitened.T + l2 * _identity(whitened, rows), wanted)
     weights = solution[:-1] / std[:, None]
     return weights, CONSTANT_FEATURE * solution[-1] - mean @ weights
-
-
-def _draw(labels: Tensor, seed: int) -> list[Tensor]:
-    """The rows of every class in the order in which a seed takes them; one generator serves the classes in turn."""
-    generator, labels = np.random.default_rng(seed), labels.cpu().numpy()
-    return [torch.from_numpy(generator.permutation(np.flatnonzero(labels == label))) for label in np.unique(labels)]
 
 
 def _logistic(features: Tensor, labels: Tensor, C: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -402,6 +403,18 @@ def _is_foreign_vit(checkpoint: str, vit_class: type) -> bool:
         return False
 
 
+def find_classifier_class(checkpoint: str, vit_class: type = ViTForImageClassification) -> tuple[type, Any]:
+    """What a checkpoint is fine-tuned as: `vit_class` or an Auto class, and its configuration (None: not transformers').
+
+    Raises:
+        OSError: if it has no configuration that can be read, or cannot be reached.
+        ValueError: if its configuration is of no known architecture.
+    """
+    config = None if _is_foreign_vit(checkpoint, vit_class) else AutoConfig.from_pretrained(checkpoint)
+    is_vit = config is None or config.model_type in VIT_TYPES
+    return vit_class if is_vit else AutoModelForImageClassification, config
+
+
 def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassification, **fields):
     """Load an image classifier with a new head; every other weight has to come from the checkpoint.
 
@@ -418,12 +431,10 @@ def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassific
         ValueError: if weights other than the head's are missing or have another shape.
     """
     check_source(checkpoint)
-    config = None if _is_foreign_vit(checkpoint, vit_class) else AutoConfig.from_pretrained(checkpoint)
-    if config is None or config.model_type in VIT_TYPES:
+    model_class, config = find_classifier_class(checkpoint, vit_class)
+    if model_class is vit_class:
         fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (ViT, section 3.2)
-        model_class = vit_class
     else:
-        model_class = AutoModelForImageClassification
         if not hasattr(config, "image_size"):
             fields.pop("image_size", None)  # convolutions take any size
         unknown = [name for name in fields if not hasattr(config, name)]
