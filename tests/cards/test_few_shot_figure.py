@@ -31,6 +31,16 @@ def test_methods_zero_shot_and_marks_are_drawn(tmp_path):
     assert pixels_of(marked, ORANGE) > pixels_of(two, ORANGE) + 20
 
 
+def test_numbers_of_near_marks_stand_above_each_other(tmp_path):
+    def numbers(other: float) -> tuple[int, int]:
+        marks = {"ridge": 2.0, "knn": other}
+        file = draw_few_shot({"ridge": CURVE, "knn": LOWER}, tmp_path / "a.png", zero_shot=0.5, equivalent=marks)
+        return pixels_of(file, BLUE), pixels_of(file, ORANGE)
+
+    # Were one number drawn over the other, pixels of the first would be missing.
+    assert numbers(2.1)[0] > 0.97 * numbers(8.0)[0]
+
+
 def test_equal_data_gives_equal_files_without_warnings(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
