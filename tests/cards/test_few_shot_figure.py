@@ -1,11 +1,13 @@
 """The picture of few-shot probes: every method, zero-shot and the marks in it."""
 
+import itertools
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vitfm.cards import few_shot_figure
 from hf_vitfm.cards.canvas import BLUE, GREEN, ORANGE, PINK
 from hf_vitfm.cards.few_shot_figure import draw_few_shot
 
@@ -31,14 +33,16 @@ def test_methods_zero_shot_and_marks_are_drawn(tmp_path):
     assert pixels_of(marked, ORANGE) > pixels_of(two, ORANGE) + 20
 
 
-def test_numbers_of_near_marks_stand_above_each_other(tmp_path):
-    def numbers(other: float) -> tuple[int, int]:
-        marks = {"ridge": 2.0, "knn": other}
-        file = draw_few_shot({"ridge": CURVE, "knn": LOWER}, tmp_path / "a.png", zero_shot=0.5, equivalent=marks)
-        return pixels_of(file, BLUE), pixels_of(file, ORANGE)
-
-    # Were one number drawn over the other, pixels of the first would be missing.
-    assert numbers(2.1)[0] > 0.97 * numbers(8.0)[0]
+@pytest.mark.parametrize("places", [(2.0, 2.1, 2.2), (1.0, 2.0, 2.1), (1.5, 4.0, 12.0)])
+def test_numbers_of_near_marks_do_not_overlap(tmp_path, monkeypatch, places):
+    drawn = []
+    monkeypatch.setattr(few_shot_figure, "save_figure", lambda figure, path: drawn.append(figure))
+    curves = {name: CURVE for name in ("a", "b", "c")}
+    draw_few_shot(curves, tmp_path, zero_shot=0.5, equivalent=dict(zip(curves, places, strict=True)))
+    drawn[0].canvas.draw()
+    boxes = [text.get_window_extent() for text in drawn[0].axes[0].texts]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_equal_data_gives_equal_files_without_warnings(tmp_path):
