@@ -10,6 +10,7 @@ from .canvas import BLUE, GREEN, GREY, ORANGE, PINK, new_figure, plain_text, sav
 
 _COLOURS = (BLUE, ORANGE, GREEN, GREY)
 _ZERO_SHOT_PLACE = 1  # powers of two to the left of the fewest shots
+_LABEL_WIDTH = 0.4  # powers of two that a number at the foot of a line takes
 
 
 def draw_few_shot(
@@ -55,8 +56,11 @@ def draw_few_shot(
     axes = figure.subplots()
     for colour, (name, curve) in zip(_COLOURS, accuracies.items(), strict=False):
         _draw_curve(axes, name, curve, colour)
-        if name in equivalent:
-            _mark(axes, equivalent[name], 100 * zero_shot, colour)
+    colours, row, last = dict(zip(accuracies, _COLOURS, strict=False)), 0, -math.inf
+    for name, number in sorted(equivalent.items(), key=lambda item: item[1]):
+        row = row + 1 if math.log2(number) - last < _LABEL_WIDTH else 0
+        last = math.log2(number)
+        _mark(axes, number, 100 * zero_shot, colours[name], row)
     shots = sorted({count for curve in accuracies.values() for count in curve})
     ticks = {math.log2(count): str(count) for count in shots}
     if zero_shot is not None:
@@ -88,13 +92,13 @@ def _draw_curve(axes, name: str, curve: Mapping[int, Sequence[float]], colour: s
     axes.fill_between(places, lowest, highest, color=colour, alpha=0.15, linewidth=0)
 
 
-def _mark(axes, shots: float, level: float, colour: str) -> None:
-    """A ring where a curve meets zero-shot, and the number of shots at the foot of the line below it."""
+def _mark(axes, shots: float, level: float, colour: str, row: int) -> None:
+    """A ring where a curve meets zero-shot, and the number of shots at the line below it, in a row from its foot."""
     place = math.log2(shots)
     axes.plot([place, place], [0, level], color=colour, linestyle=":", linewidth=1)
     axes.plot(place, level, "o", color=colour, markerfacecolor="white", markersize=8, zorder=4)
     foot = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 9}
-    axes.annotate(f"{shots:.1f}", (place, 0), (3, 4), color=colour, **foot)
+    axes.annotate(f"{shots:.1f}", (place, 0), (3, 4 + 12 * row), color=colour, **foot)
 
 
 def _set_range(axes, accuracies: Mapping[str, Mapping[int, Sequence[float]]], zero_shot: float | None) -> None:

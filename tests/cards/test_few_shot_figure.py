@@ -1,11 +1,13 @@
 """The picture of few-shot probes: every method, zero-shot and the marks in it."""
 
+import itertools
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vitfm.cards import few_shot_figure
 from hf_vitfm.cards.canvas import BLUE, GREEN, ORANGE, PINK
 from hf_vitfm.cards.few_shot_figure import draw_few_shot
 
@@ -29,6 +31,18 @@ def test_methods_zero_shot_and_marks_are_drawn(tmp_path):
         {"costs $5": CURVE, "knn": LOWER}, tmp_path / "c.png", zero_shot=0.5, equivalent={"knn": 7.4}
     )
     assert pixels_of(marked, ORANGE) > pixels_of(two, ORANGE) + 20
+
+
+@pytest.mark.parametrize("places", [(2.0, 2.1, 2.2), (1.0, 2.0, 2.1), (1.5, 4.0, 12.0)])
+def test_numbers_of_near_marks_do_not_overlap(tmp_path, monkeypatch, places):
+    drawn = []
+    monkeypatch.setattr(few_shot_figure, "save_figure", lambda figure, path: drawn.append(figure))
+    curves = {name: CURVE for name in ("a", "b", "c")}
+    draw_few_shot(curves, tmp_path, zero_shot=0.5, equivalent=dict(zip(curves, places, strict=True)))
+    drawn[0].canvas.draw()
+    boxes = [text.get_window_extent() for text in drawn[0].axes[0].texts]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_equal_data_gives_equal_files_without_warnings(tmp_path):
