@@ -224,6 +224,22 @@ class VitfmPreTrainedModel(PreTrainedModel):
         cls._freeze_tables(model)
         return (model, info) if wants_info else model
 
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Publish the model as `hf_vitfm.push_to_hub` does, with its card and preprocessing, private unless told otherwise.
+
+        Args:
+            repo_id: owner and name.
+            **kwargs: what `hf_vitfm.push_to_hub` takes: `processing_class`, `private`, `formats`, `token`, ...
+
+        Returns:
+            The commit.
+        """
+        try:
+            hub = importlib.import_module("hf_vitfm.hub.push")
+        except ImportError:  # remote code where the library is not installed
+            return super().push_to_hub(repo_id, **kwargs)
+        return hub.push_to_hub(self, repo_id, **kwargs)
+
     @classmethod
     def _refuse_half(cls, source, model, saved: dict, missing) -> None:
         """Refuse a checkpoint that lacks weights which the saved configuration calls for.
