@@ -53,6 +53,9 @@ def bare_card(
         f"# {as_text(repo_id.split('/')[-1] if repo_id else class_name)}\n\nA {as_code(class_name)} of "
         f"{as_count(parameters)} parameters.",
         usage,
+        ""
+        if processor
+        else "No image processor was published with it: how pictures have to be prepared is not known.",
         architecture_section("", config, processor or {}, {"parameters": parameters}),
         "## Training, results and limitations\n\nNot known: the model was published without the files of a training "
         "run. On what images it was trained, how well it does and what it gets wrong, and under what licence it may be "

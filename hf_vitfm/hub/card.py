@@ -44,7 +44,7 @@ def write_card(
         text = _card_of_run(folder, repo_id)
     else:
         versions = {"hf_vitfm": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-        text = bare_card(config, _read(directory / "preprocessor_config.json"), parameters, versions, repo_id)
+        text = bare_card(config, _image_processor(directory), parameters, versions, repo_id)
     classes = {name: _class_name(directory, name, place, config) for place, name in enumerate(formats)}
     text = _with_section(text, formats_section(classes, repo_id, _auto_class(directory)))
     if formats[0] in ("transformers", "dinov2"):
@@ -58,6 +58,12 @@ def _card_of_run(folder: Path, repo_id: str | None) -> str:
             if reason is None and not WEIGHTS.fullmatch(path) and path != "README.md":
                 shutil.copyfile(folder / path, Path(copy, path))
         return create_model_card(copy, repo_id=repo_id).read_text(encoding="utf-8")
+
+
+def _image_processor(directory: Path) -> dict | None:
+    """Its configuration, by itself or inside that of a processor."""
+    by_itself = _read(directory / "preprocessor_config.json")
+    return by_itself or (_read(directory / "processor_config.json") or {}).get("image_processor")
 
 
 def _class_name(directory: Path, name: str, place: int, config: dict) -> str:

@@ -31,7 +31,9 @@ _OF_TRAINING = {
     ),
     "arguments of a training run, with paths and tokens": re.compile(r"training_args\.bin"),
 }
-_FOLDERS_OF_TRAINING = re.compile(r"checkpoint-\d+|last-checkpoint|runs|wandb|mlruns|\.(writing|deleting|export)-.*")
+_FOLDERS_OF_TRAINING = re.compile(
+    r"checkpoint-\d+|last-checkpoint|runs|wandb|mlruns|\.(writing|deleting|export|push)-.*"
+)
 _FOLDERS_OF_TOOLS = re.compile(r"\.git|\.cache|\.ipynb_checkpoints|__pycache__|\.venv")
 
 

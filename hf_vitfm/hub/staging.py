@@ -177,7 +177,7 @@ def _unchanged_folder(model: PreTrainedModel) -> Path | None:
     weights = folder / "model.safetensors"
     if _saved_format(folder) != (OURS if isinstance(model, VitfmPreTrainedModel) else TRANSFORMERS):
         return None
-    if not weights.is_file() or type(model.config).from_pretrained(folder).to_dict() != model.config.to_dict():
+    if not weights.is_file() or not _is_same_config(model.config, folder):
         return None
     state = model.state_dict()
     with safe_open(weights, framework="pt") as file:
@@ -190,6 +190,12 @@ def _unchanged_folder(model: PreTrainedModel) -> Path | None:
             if ours.is_meta or ours.dtype != saved.dtype or not ours.cpu().equal(saved):
                 return None
     return folder
+
+
+def _is_same_config(config, folder: Path) -> bool:
+    saved, ours = type(config).from_pretrained(folder).to_dict(), config.to_dict()
+    names = (saved.keys() | ours.keys()) - {"_name_or_path", "transformers_version", "architectures", "auto_map"}
+    return all(saved.get(name) == ours.get(name) for name in names)
 
 
 def _saved_format(folder: Path) -> str | None:

@@ -40,7 +40,7 @@ def report_contrastive(trainer: CLIPTrainer, dataset: dict, run: dict, half_weig
     """
     prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     metrics = prediction.metrics
-    trainer.save_model()
+    trainer.save_model(publish=False)
     if not trainer.is_world_process_zero():
         return metrics
     directory = Path(trainer.args.output_dir)

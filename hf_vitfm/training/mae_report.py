@@ -25,7 +25,7 @@ def report_pretraining(trainer: MAETrainer, dataset: dict, run: dict, half_weigh
         The metrics: `eval_loss` and, if the trainer has labelled data, `eval_knn_top1`.
     """
     metrics = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(publish=False)
     if not trainer.is_world_process_zero():
         return metrics
     directory = Path(trainer.args.output_dir)

@@ -66,7 +66,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     """
     rows = trainer.eval_dataset
     prediction = trainer.predict(rows, metric_key_prefix="eval")
-    trainer.save_model()
+    trainer.save_model(publish=False)
     if not trainer.is_world_process_zero():
         return prediction.metrics
     directory = Path(trainer.args.output_dir)
@@ -86,6 +86,8 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
 
 def write_record(trainer: VisionTrainer, own: dict) -> None:
     """Write log.json, run.json and the model card into the output folder of a trained model.
+
+    With `push_to_hub` in the trainer's arguments, all that is in the folder is published then, in one commit.
 
     Args:
         trainer: after `train()`.
@@ -118,6 +120,8 @@ def write_record(trainer: VisionTrainer, own: dict) -> None:
     create_model_card(directory, run=record)
     write_log(trainer.state.log_history, directory / "log.json")
     write_text(directory / "run.json", json.dumps(record, indent=2) + "\n")  # last: with it a run counts as finished
+    if trainer.args.push_to_hub:
+        trainer.publish("End of training")
 
 
 def write_log(log_history: list[dict], path: Path) -> None:
@@ -178,7 +182,7 @@ def print_summary(metrics: dict, directory, seconds: float | None = None) -> Non
     if seconds is not None:
         lines.append(f"training took {seconds:.0f} s")
     lines.append(f"model, card and pictures: {directory} (README.md, {pictures})")
-    lines.append(f"share it: hf upload YOUR_NAME/MODEL_NAME {directory} --exclude 'checkpoint-*/*' training_args.bin")
+    lines.append(f"share it: hf-vitfm push {directory} YOUR_NAME/MODEL_NAME")
     sys.stdout.write("\n".join(lines) + "\n")
 
 
