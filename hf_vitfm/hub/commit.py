@@ -130,7 +130,7 @@ def owned(repo_id: str, token=None) -> str:
         return repo_id
     try:
         return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         remedy = "Log in with `hf auth login`, give a `token`, or name the owner: 'owner/name'."
         raise PushError(f"Whose {repo_id!r} is, is not known: {_words(error, token)} {remedy}") from None
 
