@@ -62,7 +62,7 @@ def _vision_part(config, saved: dict) -> tuple:
     """The configuration of what sees images, and what was saved of it; None and {} where that is not ours."""
     if hasattr(config, "vision_config"):
         config, saved = config.vision_config, saved.get("vision_config") or {}
-    return (config, saved) if hasattr(config, "vitfm_format_version") else (None, {})
+    return (config, saved) if hasattr(config, "position_interpolation") else (None, {})
 
 
 def _load_at_saved_size(source, config, saved: dict):
