@@ -1,5 +1,7 @@
 """The card of a model that comes without the files of a training run: what its configuration tells, and no more."""
 
+from types import SimpleNamespace
+
 from huggingface_hub import ModelCardData
 
 from . import classification_card, contrastive_card, pretraining_card
@@ -7,6 +9,7 @@ from .architecture import architecture_section
 from .markdown import as_code, as_count, as_table, as_text
 from .model_card import MARKER
 from .results import MEASURES, SINGLE
+from .usage import Published, usage_section
 
 
 _KINDS = {  # by the end of a class's name
@@ -20,7 +23,12 @@ _OWN_TYPE = "vitfm_"
 
 
 def bare_card(
-    config: dict, processor: dict | None, parameters: int, versions: dict[str, str], repo_id: str | None = None
+    config: dict,
+    processor: dict | None,
+    parameters: int,
+    versions: dict[str, str],
+    published: Published,
+    repo_id: str | None = None,
 ) -> str:
     """The text of a README.md that says what the model is and how to load it, and that the rest is not known.
 
@@ -29,30 +37,29 @@ def bare_card(
         processor: of preprocessor_config.json; None without one.
         parameters: their number.
         versions: of the libraries that wrote the files, by name.
+        published: how the repository holds the model.
         repo_id: owner and name, for the code.
     """
     class_name = (config.get("architectures") or ["model"])[0]
     kind, task = next((found for end, found in _KINDS.items() if class_name.endswith(end)), (None, None))
     is_own = str(config.get("model_type")).startswith(_OWN_TYPE)
     if not is_own and kind is not classification_card:
-        kind = None  # the others' code is for our classes
+        kind = None  # the others' examples are for our classes
+    tags = [*(["hf_vitfm"] if is_own else []), "vision", *([task] if task else [])]
     metadata = ModelCardData(
-        library_name="hf_vitfm" if is_own else "transformers",
+        library_name=published.library,
         pipeline_tag=task,
-        tags=[*(["hf_vitfm"] if is_own else []), "vision", *([task] if task else [])],
+        tags=tags + (["custom_code"] if published.remote_code else []),
     )
-    if kind is None:
-        usage = _usage(repo_id, class_name, is_own)
-    else:
-        named = config.get("problem_type")
-        usage = kind.usage(repo_id, config, {"problem_type": named if named in MEASURES else SINGLE})
+    named = config.get("problem_type")
+    run = {"problem_type": named if named in MEASURES else SINGLE}
     citation = kind.citation(config).strip() if kind is not None and is_own else ""
     sections = [
         f"---\n{metadata.to_yaml()}\n---",
         MARKER,
         f"# {as_text(repo_id.split('/')[-1] if repo_id else class_name)}\n\nA {as_code(class_name)} of "
         f"{as_count(parameters)} parameters.",
-        usage,
+        usage_section(kind or _plain_kind(class_name, is_own), repo_id, config, run, published),
         ""
         if processor
         else "No image processor was published with it: how pictures have to be prepared is not known.",
@@ -66,10 +73,14 @@ def bare_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _usage(repo_id: str | None, class_name: str, is_own: bool) -> str:
-    target = f'"{repo_id}"' if repo_id else '"path/to/this/folder"  # or the Hub id of this repository'
-    library = "hf_vitfm" if is_own else "transformers"
-    return (
-        f"## How to use it\n\n```python\nfrom {library} import {class_name}\n\n"
-        f"model = {class_name}.from_pretrained({target})\n```"
-    )
+def _plain_kind(class_name: str, is_own: bool) -> SimpleNamespace:
+    """What `usage_section` needs of a model of no kind: code that loads it."""
+    auto = "AutoModel" if is_own else class_name
+
+    def examples(target: str, config: dict, run: dict, published: Published) -> str:
+        return (
+            f"```python\n{published.imports}from transformers import {auto}\n\nmodel = {target}\n"
+            f"model = {auto}.from_pretrained(model{published.trust})\n```"
+        )
+
+    return SimpleNamespace(AUTO_CLASS=auto, MODEL_CLASS=class_name, examples=examples)

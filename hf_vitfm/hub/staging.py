@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import CLIPProcessor, PreTrainedModel
 
+from ..cards.usage import Published
 from ..conversion import export_checkpoint, load_image_processor, load_tokenizer
 from ..conversion.describe import describe
 from ..conversion.export import written_formats
@@ -20,6 +21,7 @@ from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel
 from .card import write_card
 from .contents import WEIGHTS, is_root_file, walk
+from .remote_code import write_remote_code
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,9 @@ def stage(
     if origin.folder is not None:
         _place_records(origin.folder, directory)
     if remote_code:
-        from .remote_code import write_remote_code
-
         write_remote_code(directory, type(origin.load()))
-    write_card(directory, origin.folder, origin.config(), origin.num_parameters(), formats, repo_id)
+    published = Published(formats, remote_code)
+    write_card(directory, origin.folder, origin.config(), origin.num_parameters(), published, repo_id)
     left_out = {path: reason for path, reason in walk(origin.folder) if reason} if origin.folder is not None else {}
     return Staged(directory, origin.folder, left_out)
 

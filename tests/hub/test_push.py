@@ -112,18 +112,20 @@ def run_snippets(folder: Path, repo_id: str) -> list[Tensor]:
     """Push three formats, and run what the card says of each."""
     push(folder, repo_id, formats=("transformers", "hf_vitfm", "timm"), private=False)
     card = Path(HfApi(token=False).hf_hub_download(repo_id, "README.md")).read_text(encoding="utf-8")
-    section = card[card.index("## Formats") : card.index("## The model")]
     found = []
-    for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         names = {}
-        exec(code, names)
-        result = names["model"].eval()(random_images())
-        found.append(getattr(result, "logits", result).detach())
+        exec(code.replace("picture.jpg", str(folder.parent / "picture.png")), names)
+        model = names["classifier"].model if "print(classifier(" in code else names.get("model")
+        if hasattr(model, "eval"):
+            result = model.eval()(random_images())
+            found.append(getattr(result, "logits", result).detach())
     return found
 
 
 def test_formats_lie_in_folders_with_code_that_runs(hub, client, vit):
     expected = outputs(vit, "ViTForImageClassification").detach()
+    make_images(1)[0]["image"].save(vit.parent / "picture.png")
     found = client.run(run_snippets, vit, "ada/formats")
     assert len(found) == 3
     for logits in found:
