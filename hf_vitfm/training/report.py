@@ -22,6 +22,7 @@ from ..version import __version__
 from .arguments import VisionTrainingArguments
 from .checkpoints import write_text
 from .classification import ImageClassificationTrainer
+from .half_weights import save_half
 from .recipe import training_settings
 from .trainer import VisionTrainer
 
@@ -46,7 +47,7 @@ def check_output(directory: str) -> None:
         )
 
 
-def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict) -> dict:
+def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict, half_weights: bool = False) -> dict:
     """Evaluate a trained classifier and write everything that belongs to the run into its output folder.
 
     Writes the model, the processor, all_results.json, run.json, README.md and pictures: curves.png, unless the run was
@@ -57,6 +58,7 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         trainer: after `train()`; its targets are class ids, several labels or numbers.
         dataset: name, id, license, evaluation_split (and what else the card is to say of the data).
         run: recipe, config, command, base_model.
+        half_weights: save float16 weights, in half the space, and measure these; the model still loads as float32.
 
     Returns:
         The metrics of the evaluation set: `eval_loss`, `eval_top1`, ...
@@ -65,8 +67,8 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         ValueError: for rows of probabilities, of which there are no metrics.
     """
     rows = trainer.eval_dataset
+    save_half(trainer) if half_weights else trainer.save_model()
     prediction = trainer.predict(rows, metric_key_prefix="eval")
-    trainer.save_model()
     if not trainer.is_world_process_zero():
         return prediction.metrics
     directory = Path(trainer.args.output_dir)
