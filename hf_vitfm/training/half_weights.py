@@ -34,10 +34,7 @@ def halve_weights(directory: Path) -> None:
         ValueError: if a weight is too large for float16; the file is left as it was.
     """
     path = directory / "model.safetensors"
-    weights = {
-        name: weight if name.endswith(_EXACT) else weight.half()
-        for name, weight in load_file(path).items()
-    }
+    weights = {name: weight if name.endswith(_EXACT) else weight.half() for name, weight in load_file(path).items()}
     overflowing = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if overflowing:
         raise ValueError(
