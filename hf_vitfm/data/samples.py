@@ -75,7 +75,7 @@ def find_checkpoint(source: str) -> str:
     if source in CHECKPOINT_NAMES:
         return str(sample_checkpoint(source))
     near = difflib.get_close_matches(source.lower(), CHECKPOINT_NAMES, n=1, cutoff=0.8)
-    if near and not Path(source).exists():
+    if near and "/" not in source and not Path(source).exists():
         raise ValueError(f"There is no {source!r} here. Did you mean {near[0]!r}, which ships?")
     return source
 

@@ -4,12 +4,13 @@ Nothing that a repository holds is run: models are of the classes of this librar
 safetensors, data are those that ship, data sets on the Hub, or what the caller names.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPProcessor
+from transformers import CONFIG_MAPPING, CLIPProcessor
 
 from ..conversion import load_image_processor, load_tokenizer
 from ..data.order import ON_BAD_IMAGE
@@ -63,6 +64,12 @@ def build_trainer(directory: Path, run: dict, rows: dict[str, Any], output_dir: 
         OSError: if the model's files are not there, or no safetensors.
         ValueError: if the model is another one than run.json says, lacks weights, or does not fit the data.
     """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"The model type {config.get('model_type')!r} is neither of this library nor of transformers, and code that "
+            "comes with a model is not run."
+        )
     return _BUILDERS[run["task"]](directory, run, rows, output_dir)
 
 

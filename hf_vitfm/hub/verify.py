@@ -13,7 +13,7 @@ from ..cards.model_card import KINDS
 from ..conversion.files import check_source
 from ..conversion.redact import harmless
 from ..data.samples import find_checkpoint
-from ..training.record import fingerprint_splits, hash_weights, measure
+from ..training.record import fingerprint_splits, hash_weights, measure, measure_parts
 from .card_numbers import compare_card
 from .reopen import build_trainer, open_rows
 
@@ -201,7 +201,8 @@ def _check_evaluation(directory: Path, run: dict, data: str | None, result: Veri
     rows, arguments = open_rows(run, data)
     _check_rows(fingerprint_splits(rows), run["splits"], result)
     with tempfile.TemporaryDirectory() as folder:
-        _, found = measure(build_trainer(directory, run, arguments, Path(folder)))
+        trainer = build_trainer(directory, run, arguments, Path(folder))
+        output, found = measure(trainer)
     recorded = run["evaluation"]
     count = len(next(iter(rows.values())))
     result.metrics = [
@@ -213,6 +214,8 @@ def _check_evaluation(directory: Path, run: dict, data: str | None, result: Veri
     result.differences += [_difference(check) for check in wrong]
     if not wrong:
         result.confirmed.append(f"numbers: {len(result.metrics)} measured again")
+    for name, parts in measure_parts(trainer, output).items():
+        _compare_parts(name, run.get(name), parts, count, result)
     _compare_predictions(recorded.get("predictions"), found["predictions"], result)
 
 
@@ -229,6 +232,29 @@ def _check_rows(found: dict, recorded: dict, result: Verification) -> None:
                 f"data: the {name} rows are not those that were recorded ({split['rows']:,} rows here, {known.get('rows')} "
                 "then): the set was changed, or is stored in another form"
             )
+
+
+def _compare_parts(name: str, recorded: Any, found: dict, rows: int, result: Verification) -> None:
+    """The numbers of each class, where one image of a class may tip, or of each output."""
+    if not isinstance(recorded, dict):
+        result.unchecked.append(f"{name}: run.json has none")
+        return
+    tip = max(_MEAN_OF_CLASSES, len(found) / rows) + 1e-9
+    checks = []
+    for part in recorded.keys() | found.keys():
+        pair = recorded.get(part), found.get(part)
+        old, new = (each if isinstance(each, dict) else {"": each} for each in pair)
+        for key in old.keys() | new.keys():
+            title = " ".join(filter(None, (name, part, key)))
+            before, now = old.get(key), new.get(key)
+            if before is None or now is None:  # not evaluated, or undefined
+                result.differences += [] if before is now else [f"{title}: {before} recorded, {now} found"]
+            else:
+                checks.append(MetricCheck(title, before, now, tip if key == "" else tolerance(key, before, rows)))
+    wrong = [check for check in checks if not check.holds]
+    result.differences += [_difference(check) for check in sorted(wrong, key=lambda check: check.name)]
+    if not wrong:
+        result.confirmed.append(f"numbers: {len(checks)} of {name} measured again")
 
 
 def _compare_predictions(recorded: Any, found: dict | None, result: Verification) -> None:

@@ -13,7 +13,9 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..data.streams import StreamRows
 from ..evaluation.fingerprint import COLUMNS, fingerprint_rows
+from ..evaluation.metrics import summarize_logits
 from ..evaluation.retrieval import CUTOFFS, retrieval_ranks
+from ..models.modeling_losses import known_rows
 from .classification import ImageClassificationTrainer
 from .clip import CLIPTrainer
 from .trainer import VisionTrainer
@@ -50,6 +52,19 @@ def measure(trainer: VisionTrainer) -> tuple[PredictionOutput, dict]:
         "batch_size": args.eval_batch_size,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
     }
+
+
+def measure_parts(trainer: VisionTrainer, output: PredictionOutput) -> dict[str, dict]:
+    """The numbers of `output` by class or by output: `per_class` or `per_output`; none of other than classifiers."""
+    if not isinstance(trainer, ImageClassificationTrainer):
+        return {}
+    outputs, labels = torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids)
+    known = known_rows(labels)
+    outputs, labels = outputs[known], labels[known]
+    if trainer.problem_type(labels) == "single_label_classification" and not labels.is_floating_point():
+        outputs = summarize_logits(outputs, labels)
+    measured = trainer.measure(outputs, labels)
+    return {name: measured[name] for name in ("per_class", "per_output") if name in measured}
 
 
 def hash_predictions(trainer: VisionTrainer, output: PredictionOutput) -> dict[str, str] | None:
