@@ -273,8 +273,6 @@ def limitations(config: dict, results: dict, run: dict) -> list[str]:
             f"It sees {as_size(config['vision_config']['image_size'])} pixels; detail that is lost at that size is lost "
             "to it."
         )
-    if run.get("half_weights"):
-        points.append("Its weights were rounded to half precision for the file; the numbers are of those before.")
     return points
 
 

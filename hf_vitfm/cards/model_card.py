@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 
 from . import classification_card, contrastive_card, pretraining_card
 from .architecture import architecture_section
+from .checks import checks_section, overfitting, rounded_weights
 from .hub_names import is_hub_id, license_fields
 from .markdown import as_code, as_duration, as_number, as_size, as_table, as_text
 from .redact import redact, redact_command
@@ -55,9 +56,10 @@ def create_model_card(
     Read are config.json, preprocessor_config.json, all_results.json and run.json, all of them required; the pictures in
     `PICTURES` are shown when they are there. The field `task` of run.json says which card it is (`KINDS`). For classifiers
     `problem_type` says which numbers belong to the run (`results.MEASURES`): without it, those of one class per image.
-    For masked autoencoders `labelled` (dataset, bank_rows, query_rows) says on what the neighbours' accuracy was measured,
-    and `half_weights` that the file holds rounded weights. For CLIPs `zero_shot` (dataset, rows, classes, templates) says
-    what was classified by names, and `truncated_captions` how often a caption was cut. Absolute paths and secrets in run.json do not reach
+    `half_weights` says that the file holds rounded weights. For masked autoencoders `labelled` (dataset, bank_rows,
+    query_rows) says on what the neighbours' accuracy was measured. For CLIPs `zero_shot` (dataset, rows, classes, templates) says
+    what was classified by names, and `truncated_captions` how often a caption was cut. `seeds`, `world_size`, `splits`,
+    `weights`, `evaluation` and `loss_trace` are for those who check the numbers. Absolute paths and secrets in run.json do not reach
     the card (`redact`). The licence of the weights is the optional field `license` of run.json: that of the dataset,
     which is stated too, says nothing about it.
 
@@ -112,9 +114,10 @@ def create_model_card(
         architecture_section(kind.architecture(config), config, processor, run),
         _training(results, run),
         _pictures(directory, "curves.png"),
+        checks_section(repo_id, run),
         _data(run),
         f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
-        _limitations(kind.limitations(config, results, run), config, run),
+        _limitations(kind.limitations(config, results, run), overfitting(results, run), config, run),
         _versions(run),
         f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
     ]
@@ -247,18 +250,20 @@ def _data(run: dict) -> str:
     )
 
 
-def _limitations(particular: list[str], config: dict, run: dict) -> str:
+def _limitations(particular: list[str], overfitted: str | None, config: dict, run: dict) -> str:
     dataset = run["dataset"]
     origin = (
         f", after what its base model {as_code(run['base_model'])} was trained on." if run["base_model"] else " only."
     )
     first, *others = particular
     trained = f"It was trained on {_images_trained_on(dataset)}{origin}"
-    points = [first, trained, *others]
+    points = [first, trained, *([overfitted] if overfitted else []), *others]
     if "image_size" in config:
         points.append(
             f"It sees {as_size(config['image_size'])} pixels; detail that is lost at that size is lost to it."
         )
+    if run.get("half_weights"):
+        points.append(rounded_weights(run))
     return "## Limitations\n\n" + "\n".join(f"- {point}" for point in points)
 
 

@@ -246,8 +246,6 @@ def limitations(config: dict, results: dict, run: dict) -> list[str]:
         "Its loss can be compared with that of models of the same patch size, masking and normalisation only.",
         "How it does on pictures from elsewhere, on damaged pictures, or across groups of people was not measured.",
     ]
-    if run.get("half_weights"):
-        points.append("Its weights were rounded to half precision for the file; the numbers are of those before.")
     return points
 
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import convert, info, predict, push
+from . import convert, info, predict, push, verify
 
 
 # Each module has SUMMARY (one line), add_arguments(parser) and run(arguments) -> exit code.
-COMMANDS = {"convert": convert, "info": info, "predict": predict, "push": push}
+COMMANDS = {"convert": convert, "info": info, "predict": predict, "push": push, "verify": verify}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,11 +1,10 @@
-"""Features of images: one vector per row of a data set, from any vision model, for probes and neighbours.
+"""Features of images: one vector per row of a data set, from any vision model, for probes and neighbours."""
 
-Shapes: B batch, T tokens, D width.
-"""
-
-import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,92 +12,100 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers.utils import ModelOutput
 
 from ..data.collators import collate_labelled
+from ..data.decode import BadImageError
 from ..data.order import ImageView
-from ..models.configuration_base import as_pair
 from ..models.modeling_losses import IGNORE_INDEX
-from ..models.modeling_vit import ViTModel
+from .feature_cache import CacheFile, precision_of, recall
+from .feature_pooling import check_pooling, pool_images, vision_tower
+from .fingerprint import fingerprint_model, fingerprint_rows, fingerprint_transform
 from .modes import evaluating, masked_at
 
 
-POOLINGS = ("cls", "mean", "projected")
+logger = logging.getLogger(__name__)
+
 SILENT_SECONDS = 5  # no progress bar before
+# Of an image-text model: names of weights that the features of images do not depend on.
+TEXT_PARTS = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
+_HALF = (torch.bfloat16, torch.float16)
+_NAMED = 5  # of the images that were skipped
 
 
 @torch.no_grad()
-def extract_features(
+def extract_features(  # noqa: PLR0913 - the public signature
     model: nn.Module,
     dataset: Sequence[dict],
     transform: Callable[[Any], Tensor] | None = None,
     batch_size: int = 64,
     pooling: str = "cls",
     *,
+    layer: int | None = None,
+    dtype: torch.dtype | None = None,
     num_workers: int = 0,
+    on_bad_image: str = "error",
+    cache_dir: str | Path | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute one feature vector for every row, in the order of the data set.
 
     A model with a head, such as a classifier, is used without it, and a masked autoencoder without its decoder and
-    without masking. Where several processes run, each of them that calls this computes all rows: nothing is exchanged.
+    without masking.
 
     Args:
-        model: any vision model of transformers or this library whose base gives a `last_hidden_state`. It is used on
-            its device and in its dtype, in evaluation mode, and left as it was.
+        model: any vision model of transformers or this library, or an image-text model. It is used on its device, in
+            evaluation mode, and left as it was.
         dataset: rows with `image` and `label`, as `load_images` gives them, or with `pixel_values`.
         transform: image -> float tensor (channels, height, width), such as `build_transform` makes of the model's image
             processor. Not needed for rows with `pixel_values`.
         batch_size: images per forward pass.
         pooling: "cls" for the class token, "mean" for the mean over the patches (over all places, of a model without
-            patches), both of the `last_hidden_state`, which has passed the final norm of a ViT, MAE or DINOv2. Of our
-            ViT built with `pooling="mean"`, whose norm follows the pooling, it does here too. "projected" for the
-            embedding that an image-text model compares with those of texts, as `get_image_features` gives it.
+            patches), both of the `last_hidden_state`, which has passed the final norm of a ViT, MAE or DINOv2, not of
+            CLIP's vision tower. Of our ViT built with `pooling="mean"`, whose norm follows the pooling, it does here
+            too. "pooler" for the model's `pooler_output`, as ResNet, BiT, ConvNeXt and Swin give it. Of an image-text
+            model, "projected" for the embedding that is compared with those of texts, as `get_image_features` gives
+            it, and "pre_projection" for the pooled and normed vector that its projection is given.
+        layer: pool the hidden states of this layer instead, as the model gives them: 0 are the embeddings, L the
+            output of the last of L layers (stages, of a convolutional network or Swin), -1 the same. The final norm is
+            never applied to them, of the last layer neither. With "cls" and "mean".
+        dtype: bfloat16 or float16 computes under autocast: products in that type, norms and softmax in float32. The
+            weights stay as they are, where casting them would round them for good. None: in the model's own dtype.
         num_workers: processes that decode images; 0 decodes in this one.
+        on_bad_image: "error", or "skip": an image that cannot be decoded keeps its row, with the features of a black
+            image and the label -100, and a warning tells how many there are.
+        cache_dir: folder that keeps features under a key of the weights, the content of the rows, the transform with all its
+            parameters, pooling, layer, precision and the versions of the libraries: the same request is then read from
+            there. All rows are read for the key, not decoded. The transform has to be one that has no randomness, and
+            that `fingerprint_transform` knows; hooks on the model, and code of its own, are not seen.
+        group: processes that share the rows, each of which calls this with the same arguments and gets all rows, equal
+            to what one alone computes; None: this process computes all rows.
 
     Returns:
         Features (rows, D) float32 and labels (rows,) int64, -100 for rows without any; both on the CPU. Targets that
         are no class ids stay what `collate_labelled` makes of them.
 
     Raises:
-        ValueError: if there are no rows, the transform is missing, the pooling is unknown, or the model has no class
-            token or no features of this form.
+        ValueError: if there are no rows, the transform is missing, the pooling, layer or dtype is none of those allowed,
+            or the model has no class token or no features of this form; with `cache_dir`, if the transform or the rows
+            have no fingerprint.
         BadImageError: if an image cannot be decoded; it names the row.
     """
-    _check_request(dataset, transform, pooling)
+    _check_rows(dataset, transform)
+    check_pooling(pooling, layer)
     base = getattr(model, "base_model", model)  # without the head
-    weight = next(base.parameters())
-    loader = DataLoader(
-        ImageView(dataset, transform),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=collate_labelled,
-        pin_memory=weight.device.type == "cuda",
-        generator=torch.Generator(),  # for the workers' seeds, which would be drawn from the global one
-    )
-    is_silent = dist.is_initialized() and dist.get_rank() > 0
-    features, labels = [], []
-    # A masked autoencoder of transformers masks whatever it is given, also in evaluation mode.
-    unmasked = masked_at(base, 0.0) if hasattr(base.config, "mask_ratio") else nullcontext()
-    progress = tqdm(
-        total=len(dataset),
-        desc="features",
-        unit="image",
-        delay=SILENT_SECONDS,
-        disable=is_silent or None,
-        leave=False,
-    )
-    with evaluating(model), unmasked, progress:
-        for batch in loader:
-            pixel_values = batch["pixel_values"].to(weight.device, weight.dtype, non_blocking=True)
-            features.append(_pool(base, pixel_values, pooling).float().cpu())
-            labels.append(batch.get("labels", torch.full((len(pixel_values),), IGNORE_INDEX)))
-            progress.update(len(pixel_values))
-    return torch.cat(features), torch.cat(labels)
+    view = ImageView(dataset, transform, on_bad_image=on_bad_image)
+    pool = partial(pool_images, base, pooling=pooling, layer=layer)
+    compute = partial(_compute, base, view, pool, batch_size, num_workers, group)
+    with evaluating(model), _precision(base, dtype):
+        options = {"pooling": pooling, "layer": layer, "on_bad_image": on_bad_image}
+        file = cache_dir and CacheFile(cache_dir, "features", options | _request(base, dataset, transform))
+        found = recall(file, compute, next(base.parameters()).device, group)
+    if "skipped" in found and (group is None or dist.get_rank(group) == 0):
+        _warn_of_skipped(view, found["skipped"].tolist())
+    return found["features"], found["labels"]
 
 
-def _check_request(dataset: Sequence[dict], transform: Callable | None, pooling: str) -> None:
-    if pooling not in POOLINGS:
-        raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
+def _check_rows(dataset: Sequence[dict], transform: Callable | None) -> None:
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one row; got none.")
     if transform is None and "pixel_values" not in dataset[0]:
@@ -108,46 +115,131 @@ def _check_request(dataset: Sequence[dict], transform: Callable | None, pooling:
         )
 
 
-def _pool(base: nn.Module, pixel_values: Tensor, pooling: str) -> Tensor:
-    """Images to features (B, D)."""
-    if pooling == "projected":
-        if not hasattr(base, "get_image_features"):
-            raise ValueError(
-                f"{type(base).__name__} has no `get_image_features`. Pass an image-text model, such as `AutoModel` loads "
-                "from a CLIP checkpoint."
-            )
-        return joint_embeds(base.get_image_features(pixel_values=pixel_values))
-    hidden = getattr(base(pixel_values=pixel_values), "last_hidden_state", None)
-    name = type(base).__name__
-    if hidden is None or hidden.ndim not in (3, 4):
+def _unmasked(base: nn.Module) -> AbstractContextManager:
+    """A masked autoencoder of transformers masks whatever it is given, also in evaluation mode."""
+    tower = vision_tower(base)
+    return masked_at(tower, 0.0) if hasattr(tower.config, "mask_ratio") else nullcontext()
+
+
+def _precision(base: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager:
+    weight = next(base.parameters())
+    if dtype is None:
+        return nullcontext()
+    if dtype not in (*_HALF, weight.dtype):
         raise ValueError(
-            f"{name} gives no `last_hidden_state` of tokens or of a map. Pass a vision model, such as `AutoModel` loads."
+            f"`dtype` must be None, for the model's own {weight.dtype}, or one of {', '.join(map(str, _HALF))}; got {dtype}. "
+            "To compute in another, convert the model."
         )
-    if hidden.ndim == 4:  # (B, D, rows, columns) of a convolutional network
-        hidden, num_prefix = hidden.flatten(2).transpose(1, 2), 0
-    else:
-        num_prefix = _count_prefix(base.config, hidden.shape[1], pixel_values.shape[-2:])
-    if pooling == "mean":
-        pooled = hidden[:, num_prefix:].mean(dim=1)
-    elif num_prefix and getattr(base.config, "use_class_token", True):
-        pooled = hidden[:, 0]
-    else:
-        raise ValueError(f'{name} has no class token. Pass `pooling="mean"`.')
-    return base.fc_norm(pooled) if isinstance(base, ViTModel) else pooled
+    return torch.autocast(weight.device.type, dtype, enabled=dtype in _HALF)
 
 
-def joint_embeds(features: Tensor | ModelOutput) -> Tensor:
-    """The embeddings (B, D) in what `get_image_features` or `get_text_features` returned; models differ in the form."""
-    return features if isinstance(features, Tensor) else features.pooler_output
+def _request(base: nn.Module, dataset: Sequence[dict], transform: Callable | None) -> dict[str, str]:
+    """What features depend on, apart from how they are pooled. That of the rows takes longest and comes last."""
+    weight = next(base.parameters())
+    return {
+        "precision": precision_of(weight.device, weight.dtype),
+        "transform": fingerprint_transform(transform),
+        "model": fingerprint_model(base, TEXT_PARTS if hasattr(base, "get_image_features") else ()),
+        "rows": fingerprint_rows(dataset),
+    }
 
 
-def _count_prefix(config: Any, num_tokens: int, image_size: Sequence[int]) -> int:
-    """Tokens that stand before those of the patches: class, distillation, registers."""
-    patch_size = getattr(config, "patch_size", None)
-    if patch_size is None:
-        return 0
-    num_patches = math.prod(length // patch for length, patch in zip(image_size, as_pair(patch_size), strict=True))
-    return max(0, num_tokens - num_patches)  # a network that merges patches, as Swin does, has no other tokens
+def _compute(
+    base: nn.Module,
+    view: ImageView,
+    pool: Callable[[Tensor], Tensor],
+    batch_size: int,
+    num_workers: int,
+    group: dist.ProcessGroup | None,
+) -> dict[str, Tensor]:
+    """`features` and `labels` of all rows and, where bad images are skipped, the numbers of their rows as `skipped`."""
+    parts = []
+    with _unmasked(base):
+        for pixel_values, labels, sizes in _batches(view, base, batch_size, num_workers, group):
+            features = pool(pixel_values).float()
+            parts.append([_gather(part, sizes, group).cpu() for part in (features, labels)])
+    features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    found = {"features": features, "labels": labels}
+    if view.bad_rows is not None:
+        bad = view.bad_rows.to(next(base.parameters()).device, copy=True)
+        if group is not None:
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX, group=group)
+        found["skipped"] = bad.nonzero().flatten().cpu()
+    return found
+
+
+def _batches(
+    view: ImageView, base: nn.Module, batch_size: int, num_workers: int, group: dist.ProcessGroup | None
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Read what this process computes: whole batches, the same as one process alone makes, in turns.
+
+    Yields:
+        `pixel_values` as the model takes them, labels, both on its device, and the rows that each process computes at
+        the same time. All have equally many batches, since they may share the model's weights too (`fully_shard`): who
+        has none left repeats the last one, which is no longer counted.
+    """
+    weight = next(base.parameters())
+    batches = [rows.tolist() for rows in torch.arange(len(view)).split(batch_size)]
+    rank, processes = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    starts = range(0, len(batches), processes)
+    loader = DataLoader(
+        view,
+        batch_sampler=[batches[min(start + rank, len(batches) - 1)] for start in starts],
+        num_workers=num_workers,
+        collate_fn=collate_labelled,
+        pin_memory=weight.device.type == "cuda",
+        generator=torch.Generator(),  # for the workers' seeds, which would be drawn from the global one
+    )
+    is_silent = dist.is_initialized() and dist.get_rank() > 0
+    options = {"unit": "image", "delay": SILENT_SECONDS, "disable": is_silent or None, "leave": False}
+    with tqdm(total=len(view), desc="features", **options) as progress:
+        for start, batch in zip(starts, _in_step(loader, group), strict=True):
+            pixel_values = batch["pixel_values"].to(weight.device, weight.dtype, non_blocking=True)
+            labels = batch.get("labels", torch.full((len(pixel_values),), IGNORE_INDEX))
+            sizes = [len(rows) for rows in batches[start : start + processes]]
+            yield pixel_values, labels.to(weight.device), sizes
+            progress.update(sum(sizes))
+
+
+def _in_step(loader: DataLoader, group: dist.ProcessGroup | None) -> Iterator[dict[str, Tensor]]:
+    """Batches; where one process cannot read its own, all stop with its error, instead of waiting for it."""
+    if group is None:
+        yield from loader
+        return
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        batch, error = None, None
+        try:
+            batch = next(batches)
+        except Exception as problem:  # whatever it is, the others have to hear of it
+            error = problem
+        heard = [None] * dist.get_world_size(group)
+        told = None if error is None else (isinstance(error, BadImageError), str(error))
+        dist.all_gather_object(heard, told, group=group)
+        if error is not None:
+            raise error
+        for is_bad_image, message in filter(None, heard):
+            raise BadImageError(message) if is_bad_image else RuntimeError(f"Another process failed: {message}")
+        yield batch
+
+
+def _gather(part: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
+    """Put together what the processes computed at the same time, in their order: `sizes` rows of each."""
+    if group is None:
+        return part
+    padded = part.new_zeros(max(sizes), *part.shape[1:])
+    padded[: len(part)] = part
+    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, padded, group=group)
+    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=False)])
+
+
+def _warn_of_skipped(view: ImageView, rows: list[int]) -> None:
+    """Say how many images were skipped, and which were the first."""
+    if rows:
+        names = ", ".join(view.name(row) for row in rows[:_NAMED])
+        more = ", ..." if len(rows) > _NAMED else ""
+        logger.warning("%d of %d images were skipped: %s%s", len(rows), len(view), names, more)
 
 
 def check_labelled(features: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Prompts, the texts that name classes, and their embeddings."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from tqdm.auto import tqdm
 from ..data.pair_collator import PairCollator
 from ..data.tokenizers import check_tokenizer, longest_text
 from ..models.configuration_clip import VitfmCLIPConfig, VitfmCLIPTextConfig
-from .features import SILENT_SECONDS, joint_embeds
+from .feature_pooling import joint_embeds
+from .features import SILENT_SECONDS
 from .modes import evaluating
 
 
@@ -33,14 +35,18 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
         The prompts, each with the ids of its classes: one for every template that makes it.
 
     Raises:
-        ValueError: if there are no names or templates, a name is empty or occurs twice, or a template has no place for
-            the name, several, or other braces; doubled ones, "{{", stand for themselves.
+        ValueError: if there are no names or templates, a prompt is empty, or a template has no place for the name, several,
+            or other braces; doubled ones, "{{", stand for themselves.
+
+    Warns:
+        UserWarning: if a name is empty, as one of clip-benchmark's distances is in "{} shapes.", or classes have the same
+            name, as two pairs of ImageNet's have in CLIP's list.
     """
-    _check_classnames(classnames)
     if isinstance(templates, str) or not templates:
         raise ValueError(f'`templates` must be a list of texts such as "a photo of a {{}}."; got {templates!r}.')
     for template in templates:
-        _check_template(template)
+        check_template(template)
+    _check_classnames(classnames, any(not template.format("").strip() for template in templates))
     prompts: dict[str, list[int]] = {}
     for number, name in enumerate(classnames):
         for template in templates:
@@ -48,21 +54,42 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
     return prompts
 
 
-def _check_classnames(classnames: Sequence[str]) -> None:
+def _check_classnames(classnames: Sequence[str], must_say_something: bool) -> None:
     if isinstance(classnames, str) or not classnames:
         raise ValueError(f"`classnames` must be a list of names, one per class; got {classnames!r}.")
-    first: dict[str, int] = {}
     for number, name in enumerate(classnames):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or (must_say_something and not name.strip()):
             raise ValueError(f"`classnames` must be texts that are not empty; that of class {number} is {name!r}.")
-        if first.setdefault(name, number) != number:
-            raise ValueError(
-                f"`classnames` must differ, or no image would be told to be of the later class; classes {first[name]} and "
-                f"{number} are both {name!r}. Say what tells them apart."
+        if not name.strip():
+            warnings.warn(
+                f"The name of class {number} is empty: its prompts are the templates with nothing in them. Check that no "
+                "blank line has got among the names, which moves the later ones by a class.",
+                stacklevel=3,
             )
+    repeats = repeated_names(classnames)
+    if repeats:
+        pairs = ", ".join(f"{first} and {later} ({classnames[later]!r})" for later, first in repeats.items())
+        plural = "classes" if len(repeats) > 1 else "class"
+        warnings.warn(
+            f"Some classes have the same name: {pairs}. No image can be told to be of the later {plural}; it counts as of "
+            "the first. Say what tells them apart, unless a published list is to be followed.",
+            stacklevel=3,
+        )
 
 
-def _check_template(template: str) -> None:
+def repeated_names(classnames: Sequence[str]) -> dict[int, int]:
+    """The classes whose name an earlier class has, each with the first class of that name."""
+    first: dict[str, int] = {}
+    owners = {number: first.setdefault(name, number) for number, name in enumerate(classnames)}
+    return {number: owner for number, owner in owners.items() if owner != number}
+
+
+def check_template(template: str) -> None:
+    """Check that a template has one place for the name of a class.
+
+    Raises:
+        ValueError: if it has none, several, or other braces.
+    """
     try:
         places = [parts[1:] for parts in Formatter().parse(template) if parts[1] is not None]
     except (TypeError, ValueError) as error:
@@ -74,11 +101,41 @@ def _check_template(template: str) -> None:
         )
 
 
+def tokenize_prompts(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    """Tokenise texts as a model's text tower takes them.
+
+    Args:
+        model: has `get_text_features`.
+        tokenizer: of the model. Texts that are longer than the text tower takes are cut; their end token stays.
+        prompts: at least one.
+
+    Returns:
+        `input_ids`, `attention_mask` and whatever else the tokenizer gives, each (texts, length).
+
+    Raises:
+        ValueError: if the model has no text features, or the tokenizer does not fit it.
+    """
+    if not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"{type(model).__name__} has no `get_text_features`. Pass an image-text model, such as `AutoModel` loads from "
+            "a CLIP checkpoint."
+        )
+    config = getattr(model.config, "text_config", model.config)
+    if model.config.model_type in _POOLED_AT_THE_END:
+        check_tokenizer(tokenizer, config)
+    limit = longest_text(tokenizer, config)
+    if not _reads_padding(model):
+        return PairCollator(tokenizer, limit).tokenize(prompts)
+    inputs = PairCollator(tokenizer, limit, padding="max_length").tokenize(prompts)
+    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+
 @torch.no_grad()
 def embed_prompts(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
+    inputs: dict[str, Tensor],
     batch_size: int = 256,
     group: dist.ProcessGroup | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -88,19 +145,14 @@ def embed_prompts(
 
     Args:
         model: has `get_text_features`; it is used on its device, in evaluation mode, and left as it was.
-        tokenizer: of the model. Texts that are longer than the text tower takes are cut; their end token stays.
-        prompts: at least one.
+        inputs: the texts, from `tokenize_prompts`.
         batch_size: texts per forward pass.
         group: processes that share the texts, all of which call this; None = this process alone.
 
     Yields:
-        The places of some texts in `prompts`, and their embeddings (texts, dim) as the model gives them. With a group,
-        each text comes on one process; all get equally many batches, some of which may be of no texts.
-
-    Raises:
-        ValueError: if the model has no text features, or the tokenizer does not fit it.
+        The places of some texts, and their embeddings (texts, dim) as the model gives them. With a group, each text
+        comes on one process; all get equally many batches, some of which may be of no texts.
     """
-    inputs = _tokenize(model, tokenizer, prompts)
     lengths = inputs["attention_mask"].sum(dim=1)
     batches = [
         batch for length in lengths.unique() for batch in (lengths == length).nonzero().flatten().split(batch_size)
@@ -119,23 +171,6 @@ def embed_prompts(
             embeds = joint_embeds(model.get_text_features(**batch))
             own = slice(None) if number < len(batches) else slice(0)
             yield rows[own].tolist(), embeds[own]
-
-
-def _tokenize(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` (texts, length)."""
-    if not hasattr(model, "get_text_features"):
-        raise ValueError(
-            f"{type(model).__name__} has no `get_text_features`. Pass an image-text model, such as `AutoModel` loads from "
-            "a CLIP checkpoint."
-        )
-    config = getattr(model.config, "text_config", model.config)
-    if model.config.model_type in _POOLED_AT_THE_END:
-        check_tokenizer(tokenizer, config)
-    limit = longest_text(tokenizer, config)
-    if not _reads_padding(model):
-        return PairCollator(tokenizer, limit).tokenize(prompts)
-    inputs = PairCollator(tokenizer, limit, padding="max_length").tokenize(prompts)
-    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
 
 def _reads_padding(model: nn.Module) -> bool:

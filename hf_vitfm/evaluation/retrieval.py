@@ -19,7 +19,8 @@ def evaluate_retrieval(
     """Rank all texts for every image, and all images for every text, by cosine.
 
     The rank of an image is that of the first of its own texts, the others of its own left out; the rank of a text is
-    that of its image. What is exactly as similar counts as more similar, so that equal embeddings find nothing.
+    that of its image. What is exactly as similar counts as more similar, so that equal embeddings find nothing; equal
+    ones are exactly as similar, whatever the shapes.
 
     Args:
         image_embeds: (images, dim); their length plays no part.
@@ -34,13 +35,18 @@ def evaluate_retrieval(
     Raises:
         ValueError: if shapes do not fit, an embedding is not finite, or `text_to_image` names no image or leaves one out.
     """
+    by_image, by_text = retrieval_ranks(image_embeds, text_embeds, text_to_image)
+    return {**_summarize("image_to_text", by_image), **_summarize("text_to_image", by_text)}
+
+
+@torch.no_grad()
+def retrieval_ranks(
+    image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ranks, from 1, of images (images,) and of texts (texts,); arguments and errors as of `evaluate_retrieval`."""
     image_embeds, text_embeds = _check_embeddings(image_embeds, text_embeds)
     owners = _check_owners(text_to_image, len(image_embeds), len(text_embeds)).to(image_embeds.device)
-    by_image, by_text = (
-        _ranks_of_images(image_embeds, text_embeds, owners),
-        _ranks_of_texts(image_embeds, text_embeds, owners),
-    )
-    return {**_summarize("image_to_text", by_image), **_summarize("text_to_image", by_text)}
+    return _ranks_of_images(image_embeds, text_embeds, owners), _ranks_of_texts(image_embeds, text_embeds, owners)
 
 
 def _check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +61,10 @@ def _check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor
         if not embeds.isfinite().all():
             raise ValueError(f"`{name}` hold NaN or infinity. Check the model and the dtype it ran in.")
     dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
-    return F.normalize(image_embeds.to(dtype), dim=1), F.normalize(text_embeds.to(dtype), dim=1)
+    image_embeds, text_embeds = (
+        F.normalize(embeds.to(dtype).contiguous(), dim=1) for embeds in (image_embeds, text_embeds)
+    )
+    return image_embeds, text_embeds
 
 
 def _check_owners(text_to_image: Tensor | None, images: int, texts: int) -> Tensor:
@@ -77,13 +86,30 @@ def _check_owners(text_to_image: Tensor | None, images: int, texts: int) -> Tens
     return owners
 
 
+class _Found:
+    """Embeddings (rows, dim) that are searched, each different one once.
+
+    A product of matrices rounds equal columns differently, by their place and the shape; so equal embeddings would tie or
+    not by chance. Here they share one column.
+    """
+
+    def __init__(self, embeds: Tensor):
+        different, places = torch.unique(embeds, dim=0, return_inverse=True)
+        self.embeds, self.places = (embeds, None) if len(different) == len(embeds) else (different, places)
+
+    def similarities(self, queries: Tensor) -> Tensor:
+        """Cosines (queries, rows)."""
+        found = queries @ self.embeds.T
+        return found if self.places is None else found[:, self.places]
+
+
 def _ranks_of_images(image_embeds: Tensor, text_embeds: Tensor, owners: Tensor) -> Tensor:
     """(images,) place of an image's best text among all others, from 1."""
-    ranks = []
+    ranks, texts = [], _Found(text_embeds)
     rows = torch.arange(len(image_embeds), device=owners.device)
     size = max(1, _CHUNK // len(text_embeds))
     for chunk, numbers in zip(image_embeds.split(size), rows.split(size), strict=True):
-        similarities, is_own = chunk @ text_embeds.T, owners == numbers[:, None]
+        similarities, is_own = texts.similarities(chunk), owners == numbers[:, None]
         best = similarities.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(1 + ((similarities >= best) & ~is_own).sum(dim=1))
     return torch.cat(ranks)
@@ -91,10 +117,10 @@ def _ranks_of_images(image_embeds: Tensor, text_embeds: Tensor, owners: Tensor) 
 
 def _ranks_of_texts(image_embeds: Tensor, text_embeds: Tensor, owners: Tensor) -> Tensor:
     """(texts,) place of a text's image among all images, from 1."""
-    ranks = []
+    ranks, images = [], _Found(image_embeds)
     size = max(1, _CHUNK // len(image_embeds))
     for chunk, own in zip(text_embeds.split(size), owners.split(size), strict=True):
-        similarities = chunk @ image_embeds.T
+        similarities = images.similarities(chunk)
         ranks.append((similarities >= similarities.gather(1, own[:, None])).sum(dim=1))  # its own is one of them
     return torch.cat(ranks)
 

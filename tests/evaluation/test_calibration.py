@@ -36,6 +36,29 @@ def test_bins_take_their_upper_end():
     assert calibration_error([0.5, 0.6], [True, False], bins=1) == pytest.approx(abs(1 - 1.1) / 2)
 
 
+@pytest.mark.parametrize("bins", [10, 15, 25, 41, 58])
+def test_every_end_of_a_bin_lies_in_the_bin_below(bins):
+    ends = np.arange(1, bins + 1) / bins
+    for number, end in enumerate(ends):
+        inside = (number + 0.5) / bins
+        # In one bin, a row that is right and one that is wrong make up for each other but for the confidence.
+        expected = abs(1 - end - inside) / 2
+        assert calibration_error([end, inside], [True, False], bins) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("bins", [5, 15, 30])
+def test_error_is_that_of_bins_found_by_bucketize(bins):
+    # As torchmetrics finds them; it differs on the ends alone, which random numbers do not meet.
+    confidences = torch.rand(500, dtype=torch.float64)
+    right = torch.rand(500) < 0.6
+    index = torch.bucketize(confidences, torch.linspace(0, 1, bins + 1, dtype=torch.float64), right=True) - 1
+    gaps = [
+        (index == i).double().mean() * (right[index == i].double().mean() - confidences[index == i].mean()).abs()
+        for i in index.unique()
+    ]
+    assert calibration_error(confidences, right, bins) == pytest.approx(sum(gaps).item(), abs=1e-12)
+
+
 def test_certain_and_right_has_no_error_and_certain_and_wrong_the_largest():
     assert calibration_error([1.0, 1.0], [True, True]) == 0
     assert calibration_error([1.0, 1.0], [False, False]) == 1

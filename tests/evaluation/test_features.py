@@ -154,19 +154,90 @@ def test_what_cannot_be_done_is_said():
         extract_features(model, bad, transform, pooling="mean")
 
 
-def all_rows_on_every_rank() -> tuple[int, torch.Tensor]:
+def computed(count: int, share: bool) -> tuple[torch.Tensor, torch.Tensor]:
     model = randomize(ViTForImageClassification(tiny_config()))
-    return dist.get_rank(), extract_features(model, tensor_rows(), batch_size=2)[0]
+    group = dist.group.WORLD if share else None
+    return extract_features(model, tensor_rows(count), batch_size=2, group=group)
 
 
-def test_every_process_computes_all_rows(two_processes):
-    (_, first), (_, second) = two_processes.run(all_rows_on_every_rank)
-    assert torch.equal(first, second)
-    close(first, all_rows_alone())
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 5, 8])
+def test_every_process_gets_all_rows(two_processes, count, share):
+    expected = computed(count, False)
+    for features, labels in two_processes.run(computed, count, share):
+        assert torch.equal(features, expected[0]) and torch.equal(labels, expected[1])
+    assert expected[1].tolist() == [3 * i for i in range(count)]
 
 
-def all_rows_alone() -> torch.Tensor:
-    return extract_features(randomize(ViTForImageClassification(tiny_config())), tensor_rows(), batch_size=2)[0]
+class Seen(list):
+    """Rows that remember which of them were read."""
+
+    def __init__(self, rows: list[dict]):
+        super().__init__(rows)
+        self.read = []
+
+    def __getitem__(self, index: int) -> dict:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def rows_read() -> list[int]:
+    rows = Seen(tensor_rows(7))
+    extract_features(randomize(ViTForImageClassification(tiny_config())), rows, batch_size=2, group=dist.group.WORLD)
+    return rows.read[1:]  # the first one is looked at for its columns
+
+
+def test_processes_share_the_rows(two_processes):
+    assert two_processes.run(rows_read) == [[0, 1, 4, 5], [2, 3, 6]]
+
+
+def image_rows(bad: tuple[int, ...]) -> list[dict]:
+    return [
+        {"image": b"no image" if i in bad else Image.fromarray(noise(40, 30, seed=i)), "label": i} for i in range(7)
+    ]
+
+
+def transformed(**options) -> tuple[torch.Tensor, torch.Tensor] | str:
+    """Features of rows of which two are bad, or the error."""
+    model = randomize(ViTForImageClassification(tiny_config()))
+    transform = build_transform(ViTImageProcessor(size={"height": 32, "width": 32}))
+    group = dist.group.WORLD if dist.is_initialized() else None
+    try:
+        return extract_features(model, image_rows((2, 6)), transform, batch_size=2, group=group, **options)
+    except BadImageError as error:
+        return str(error)
+
+
+def test_images_that_are_skipped_keep_their_rows_and_are_counted(two_processes, caplog):
+    features, labels = transformed(on_bad_image="skip")
+    assert "2 of 7 images were skipped: row 2, row 6" in caplog.text
+    assert labels.tolist() == [0, 1, -100, 3, 4, 5, -100]
+    black = randomize(ViTForImageClassification(tiny_config())).vit(torch.zeros(1, 3, 32, 32)).last_hidden_state[:, 0]
+    close(features[[2, 6]], black.detach().expand(2, -1))
+    for got in two_processes.run(transformed, on_bad_image="skip"):
+        assert torch.equal(got[0], features) and torch.equal(got[1], labels)
+
+
+def test_an_image_that_one_process_cannot_read_stops_all_with_its_name(two_processes):
+    assert transformed().startswith("row 2 cannot be decoded")
+    for message in two_processes.run(transformed):  # the second process reads it
+        assert message.startswith("row 2 cannot be decoded")
+
+
+def test_half_precision_is_computed_beside_the_weights():
+    model = randomize(ViTForImageClassification(tiny_config()))
+    before = copy.deepcopy(model.state_dict())
+    expected, _ = extract_features(model, tensor_rows())
+    for dtype in (torch.bfloat16, torch.float16):
+        features, _ = extract_features(model, tensor_rows(), dtype=dtype)
+        with torch.autocast("cpu", dtype), torch.no_grad():
+            assert torch.equal(features, model.vit(stacked(tensor_rows())).last_hidden_state[:, 0].float())
+        assert features.dtype == torch.float32 and 1e-4 < (features - expected).norm() / expected.norm() < 0.05
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(extract_features(model, tensor_rows(), dtype=torch.float32)[0], expected)
+    with pytest.raises(ValueError, match="the model's own torch.float32, or one of torch.bfloat16, torch.float16"):
+        extract_features(model, tensor_rows(), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from hf_vitfm import evaluate_retrieval
 from hf_vitfm.evaluation import retrieval
@@ -73,6 +74,73 @@ def test_equal_embeddings_find_nothing():
     found = evaluate_retrieval(same, same)
     assert found["image_to_text_recall@10"] == found["text_to_image_recall@10"] == 0
     assert found["image_to_text_mean_rank"] == found["text_to_image_median_rank"] == 20
+
+
+def pessimistic(image: torch.Tensor, text: torch.Tensor, owners: np.ndarray) -> dict[str, float]:
+    """In float64, row by row; what is as similar, but for rounding, stands before."""
+    image, text = (part.double().numpy() for part in (image, text))
+    image = image / np.linalg.norm(image, axis=1, keepdims=True)
+    text = text / np.linalg.norm(text, axis=1, keepdims=True)
+    similarities = (image[:, None, :] * text[None]).sum(-1)
+    of_images = [
+        1 + sum(value >= max(row[owners == i]) - 1e-12 for value in row[owners != i])
+        for i, row in enumerate(similarities)
+    ]
+    of_texts = [
+        1 + sum(column[i] >= column[owners[t]] - 1e-12 for i in range(len(column)) if i != owners[t])
+        for t, column in enumerate(similarities.T)
+    ]
+    return {"image_to_text_mean_rank": np.mean(of_images), "text_to_image_mean_rank": np.mean(of_texts)} | {
+        f"{direction}_recall@{k}": np.mean(np.array(ranks) <= k)
+        for direction, ranks in (("image_to_text", of_images), ("text_to_image", of_texts))
+        for k in (1, 5, 10)
+    }
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_equal_embeddings_tie_exactly_in_every_shape(monkeypatch, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images, dim, more = (
+        torch.randint(low, high, (), generator=generator) for low, high in ((2, 60), (2, 130), (0, 90))
+    )
+    # Captions that other images have too, and images that are there twice.
+    owners = torch.cat([torch.arange(images), torch.randint(images, (int(more),), generator=generator)])
+    image = torch.randn(int(images), int(dim), generator=generator)
+    image[images // 2 :] = image[torch.randint(int(images), (int(images - images // 2),), generator=generator)]
+    captions = torch.randn(max(2, len(owners) // 3), int(dim), generator=generator)
+    text = captions[torch.randint(len(captions), (len(owners),), generator=generator)]
+    expected = pessimistic(image, text, owners.numpy())
+    for chunk in (1, 300, 1 << 24):
+        monkeypatch.setattr(retrieval, "_CHUNK", chunk)
+        found = evaluate_retrieval(image, text, owners)
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_embeddings_tie_whatever_their_length_and_memory_order():
+    image, text, owners = (torch.from_numpy(part) for part in make_embeddings(9, 2))
+    image, text = image.float(), text[owners.argsort()].float()
+    owners = torch.arange(9).repeat_interleave(2)
+    text[1::2] = 4 * text[::2].roll(1, 0)  # every caption is there twice, the second time for the next image
+    expected = evaluate_retrieval(image, text, owners)
+    assert expected["image_to_text_recall@1"] < 1
+    assert evaluate_retrieval(image, text.T.contiguous().T, owners) == expected
+    assert {k: expected[k] for k in pessimistic(image, text, owners.numpy())} == pytest.approx(
+        pessimistic(image, text, owners.numpy()), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("texts_per_image", [1, 2, 5])
+def test_recall_is_whether_any_caption_is_among_the_first(texts_per_image):
+    # As CLIP_benchmark counts it: the k best of the matrix, and whether one of them belongs.
+    image, text, owners = (torch.from_numpy(part) for part in make_embeddings(30, texts_per_image, seed=3))
+    scores = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    found = evaluate_retrieval(image, text, owners)
+    for k in (1, 5, 10):
+        texts, images = scores.topk(k, dim=1).indices, scores.topk(k, dim=0).indices
+        by_image = (owners[texts] == torch.arange(30)[:, None]).any(dim=1).double().mean()
+        by_text = (images == owners).any(dim=0).double().mean()
+        assert found[f"image_to_text_recall@{k}"] == pytest.approx(by_image.item(), abs=1e-12)
+        assert found[f"text_to_image_recall@{k}"] == pytest.approx(by_text.item(), abs=1e-12)
 
 
 class Allocations(torch.utils._python_dispatch.TorchDispatchMode):

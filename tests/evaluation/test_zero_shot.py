@@ -304,7 +304,6 @@ def build_transform_for(size: int):
         ("cat", ["{}"], "`classnames` must be a list of names, one per class; got 'cat'"),
         (["ox", " "], ["{}"], "that of class 1 is ' '"),
         (["ox", None], ["{}"], "that of class 1 is None"),
-        (["ox", "cat", "ox"], ["{}"], "classes 0 and 2 are both 'ox'"),
         (["ox"], [], r'`templates` must be a list of texts such as "a photo of a {}."; got []'),
         (["ox"], "{}", "`templates` must be a list"),
         (["ox"], ["{}", "a photo"], "as \"a photo of a {}.\" does; got 'a photo'"),

@@ -1,4 +1,4 @@
-"""The zero-shot classifier that several processes build together is the one that each builds alone."""
+"""What several processes build and measure together is what each does alone: the zero-shot classifier, and its accuracy."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from hf_vitfm import CLIPModel, ZeroShotClassifier
+from hf_vitfm import CLIPModel, ZeroShotClassifier, evaluate_zero_shot, extract_features
+from hf_vitfm.evaluation.zero_shot import zero_shot_report
 from tests.data.test_pair_collator import clip_tokenizer
 from tests.tiny import random_images, tiny_clip
 
@@ -77,3 +78,24 @@ def test_a_sharded_model_is_classified_with_between_steps(two_processes):
     for found in two_processes.run(build_between_steps):
         for got, want in zip(found, expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def evaluated(count: int, cache_dir: str | None) -> tuple[dict, list[list[int]]]:
+    """Metrics and confusion of images; of each process alone, or of both together."""
+    model, group = make_model(), dist.group.WORLD if dist.is_initialized() else None
+    rows = [{"pixel_values": image, "label": i % 7} for i, image in enumerate(random_images(count))]
+    options = {"cache_dir": cache_dir, "group": group}
+    classifier = ZeroShotClassifier.build(model, clip_tokenizer(), CLASSES, TEMPLATES, **options)
+    metrics = evaluate_zero_shot(model, rows, classifier, batch_size=4, **options)
+    embeds, labels = extract_features(model, rows, batch_size=4, pooling="projected", **options)
+    return metrics, zero_shot_report(classifier, embeds, labels).confusion.tolist()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("count", [1, 9, 16])
+def test_two_processes_give_the_metrics_of_one(two_processes, tmp_path, count, cached):
+    expected = evaluated(count, None)
+    for _ in range(1 + cached):
+        for found in two_processes.run(evaluated, count, str(tmp_path) if cached else None):
+            assert found == expected
+    assert len(list(tmp_path.iterdir())) == 2 * cached

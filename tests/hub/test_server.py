@@ -177,6 +177,7 @@ def write_files(folder: str) -> dict:
         "late": kind_of(api.create_commit, "ada/written", late, commit_message="late", parent_commit=first.oid),
         "nothing to delete": kind_of(api.delete_file, "no.txt", "ada/written"),
         "no branch": kind_of(api.create_commit, "ada/written", late, commit_message="late", revision="no"),
+        "pull request": kind_of(api.create_commit, "ada/written", late, commit_message="late", create_pr=True),
         "bad card": kind_of(
             api.upload_file, path_or_fileobj=b"---\na: [\n---\n", path_in_repo="README.md", repo_id="ada/written"
         ),
@@ -198,6 +199,7 @@ def test_commits_add_and_delete_at_once_or_not_at_all(hub, client, tmp_path):
         "late": "HfHubHTTPError 412",
         "nothing to delete": "RemoteEntryNotFoundError 404",
         "no branch": "RevisionNotFoundError 404",
+        "pull request": "BadRequestError 400",
         "bad card": "ValueError",
         "titles": ["mixed", "Upload empty.bin with huggingface_hub", "all of it", "initial commit"],
         "head": True,

@@ -102,6 +102,8 @@ def _apply(request: Request, files: dict[str, File], operation: dict) -> dict[st
 
 async def commit(request: Request) -> Response:
     repository, branch = writable(request), part(request, "revision")
+    if "create_pr" in request.query_params:
+        raise HubError(400, "This Hub has no pull requests")
     if branch not in repository.branches:
         raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
     lines = [json.loads(line) for line in (await request.body()).splitlines() if line.strip()]

@@ -155,7 +155,6 @@ def test_without_labelled_images_nothing_is_reported(tmp_path):
         ({"labelled_dataset": None, "templates": None}, "got `classnames` without `labelled_dataset` and `templates`"),
         ({"labelled_dataset": None}, "got `classnames`, `templates` without `labelled_dataset`"),
         ({"labelled_dataset": []}, "`labelled_dataset` must hold at least one row; got none"),
-        ({"classnames": ["ox", "ox"]}, "classes 0 and 1 are both 'ox'"),
         ({"templates": ["a photo"]}, "got 'a photo'"),
         ({"processing_class": None}, "Class names need a tokenizer"),
     ],
