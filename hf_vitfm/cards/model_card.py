@@ -101,26 +101,7 @@ def create_model_card(
             "`overwrite=True` to replace it."
         )
 
-    name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
-    citation = kind.citation(config).strip()
-    sections = [
-        f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
-        MARKER,
-        kind.introduction(config, run),
-        _pictures(directory, *kind.FIRST_PICTURES),
-        kind.results_text(config, results, run),
-        _pictures(directory, *kind.RESULT_PICTURES),
-        usage_section(kind, repo_id, config, run, published),
-        architecture_section(kind.architecture(config), config, processor, run),
-        _training(results, run),
-        _pictures(directory, "curves.png"),
-        checks_section(repo_id, run),
-        _data(run),
-        f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
-        _limitations(kind.limitations(config, results, run), overfitting(results, run), config, run),
-        _versions(run),
-        f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
-    ]
+    sections = _sections(kind, directory, (config, processor, results, run), repo_id, published)
     partial = target.with_name("README.md.partial")
     partial.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
     os.replace(partial, target)
@@ -178,6 +159,33 @@ def _checked_run(run: dict) -> dict:
 
 
 # Sections
+
+
+def _sections(
+    kind: ModuleType, directory: Path, files: tuple[dict, dict, dict, dict], repo_id: str | None, published: Published
+) -> list[str]:
+    """All parts of the card; `files` are config.json, preprocessor_config.json, all_results.json and run.json."""
+    config, processor, results, run = files
+    name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
+    citation = kind.citation(config).strip()
+    return [
+        f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
+        MARKER,
+        kind.introduction(config, run),
+        _pictures(directory, *kind.FIRST_PICTURES),
+        kind.results_text(config, results, run),
+        _pictures(directory, *kind.RESULT_PICTURES),
+        usage_section(kind, repo_id, config, run, published),
+        architecture_section(kind.architecture(config), config, processor, run),
+        _training(results, run),
+        _pictures(directory, "curves.png"),
+        checks_section(repo_id, run),
+        _data(run),
+        f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
+        _limitations(kind.limitations(config, results, run), overfitting(results, run), config, run),
+        _versions(run),
+        f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
+    ]
 
 
 def _metadata(
