@@ -35,10 +35,10 @@ def test_dry_run_lists_files_sizes_and_the_card_without_a_network(run, capsys):
 
 
 def test_refusal_is_said_and_nothing_is_sent(run, capsys):
-    record = (run / "run.json").read_text().replace('"recipes/', '"/home/ada/recipes/', 1)
+    record = (run / "run.json").read_text().replace('"recipes/', '"/srv/ada/recipes/', 1)
     (run / "run.json").write_text(record)
     assert push(run, "ada/mae") == 2  # offline: it would fail otherwise too, with other words
-    assert "run.json, line 12, holds an absolute path, /home/ada" in capsys.readouterr().err
+    assert "run.json, line 12, holds an absolute path, /srv/ada" in capsys.readouterr().err
     assert push(run, "ada/mae", "--max-file-size", "0.001") == 2
     assert push(run, "ada/mae", "--format", "hf_vitfm,timn") == 2
     assert "`formats` must be different ones of" in capsys.readouterr().err

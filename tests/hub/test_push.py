@@ -197,7 +197,7 @@ def train_and_push(output_dir: Path) -> dict:
     )
     trainer.train()
     dataset = {"name": "Noise", "id": None, "license": None, "evaluation_split": "test"}
-    command = f"python recipes/vit/finetune.py --hub_token {ADA} --dataset /home/ada/images"
+    command = f"python recipes/vit/finetune.py --hub_token {ADA} --dataset /srv/ada/images"
     run = {"recipe": "recipes/vit/finetune.py", "config": "noise.yaml", "command": command, "base_model": None}
     report_classification(trainer, dataset, run)
     again = push_to_hub(output_dir, "ada/trained", token=ADA)
@@ -216,7 +216,7 @@ def test_trainer_publishes_what_push_to_hub_does(hub, client, tmp_path):
     assert titles.count("End of training") == 1 and "Training in progress, step 2" in titles
     assert not {"training_args.bin", "optimizer.pt", "trainer_state.json"} & set(published)
     assert "last-checkpoint/optimizer.pt" in published and "last-checkpoint/training_args.bin" not in published
-    assert "Top-1" in published["README.md"].decode() and "/home/ada" not in published["README.md"].decode()
+    assert "Top-1" in published["README.md"].decode() and "/srv/ada" not in published["README.md"].decode()
     assert not list((tmp_path / "run").glob(".push-*"))
 
 
