@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test quality bench
+.PHONY: help quickstart test quality bench cards
 
 PYTHON ?= python3
 
@@ -20,6 +20,9 @@ quality: .venv/dev  ## check code style, formatting and spelling
 
 bench: .venv/bench  ## run every benchmark, side by side with other libraries
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; .venv/bin/python "$$script"; done
+
+cards: .venv/base  ## write the cards of the checkpoints that ship from their results files
+	.venv/bin/python model_cards/regenerate.py
 
 # One virtual environment; each stamp file says that a set of packages is in it, until setup.cfg or pyproject.toml changes.
 .venv/dev: EXTRAS = [test,quality]

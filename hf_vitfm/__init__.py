@@ -84,6 +84,7 @@ _LAZY = {
     "open_stream": "data.sources.stream",
     "sample_checkpoint": "data.samples",
     "pairwise_margin_loss": "models.modeling_contrastive",
+    "push_to_hub": "hub.push",
 }
 
 _MODELS = (

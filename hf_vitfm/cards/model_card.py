@@ -8,6 +8,7 @@ Here is what every card has; what a kind of task has of its own is in `classific
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,9 +16,11 @@ from huggingface_hub import ModelCardData
 
 from . import classification_card, contrastive_card, pretraining_card
 from .architecture import architecture_section
+from .checks import checks_section, overfitting, rounded_weights
 from .hub_names import is_hub_id, license_fields
 from .markdown import as_code, as_duration, as_number, as_size, as_table, as_text
 from .redact import redact, redact_command
+from .usage import OWN, Published, usage_section
 
 
 MARKER = "<!-- Written by hf_vitfm from the files of this run. Remove this line if you edit the card, to keep your text. -->"
@@ -40,16 +43,23 @@ PICTURES = {
 
 
 def create_model_card(
-    directory: str | Path, *, repo_id: str | None = None, overwrite: bool = False, run: dict | None = None
+    directory: str | Path,
+    *,
+    repo_id: str | None = None,
+    overwrite: bool = False,
+    run: dict | None = None,
+    formats: Sequence[str] | None = None,
+    remote_code: bool = False,
 ) -> Path:
     """Write the README.md of a finished run.
 
     Read are config.json, preprocessor_config.json, all_results.json and run.json, all of them required; the pictures in
     `PICTURES` are shown when they are there. The field `task` of run.json says which card it is (`KINDS`). For classifiers
     `problem_type` says which numbers belong to the run (`results.MEASURES`): without it, those of one class per image.
-    For masked autoencoders `labelled` (dataset, bank_rows, query_rows) says on what the neighbours' accuracy was measured,
-    and `half_weights` that the file holds rounded weights. For CLIPs `zero_shot` (dataset, rows, classes, templates) says
-    what was classified by names, and `truncated_captions` how often a caption was cut. Absolute paths and secrets in run.json do not reach
+    `half_weights` says that the file holds rounded weights. For masked autoencoders `labelled` (dataset, bank_rows,
+    query_rows) says on what the neighbours' accuracy was measured. For CLIPs `zero_shot` (dataset, rows, classes, templates) says
+    what was classified by names, and `truncated_captions` how often a caption was cut. `seeds`, `world_size`, `splits`,
+    `weights`, `evaluation` and `loss_trace` are for those who check the numbers. Absolute paths and secrets in run.json do not reach
     the card (`redact`). The licence of the weights is the optional field `license` of run.json: that of the dataset,
     which is stated too, says nothing about it.
 
@@ -58,6 +68,9 @@ def create_model_card(
         repo_id: where the model will be published, "owner/name", for the card's code. Default: the folder's name.
         overwrite: replace a README.md that was not written by this function.
         run: what run.json is going to hold, where it is not written yet. Default: what it holds.
+        formats: in which the model will be published, that of the root first, the others in folders of their names; for
+            the card's code. Default: that of the directory alone.
+        remote_code: whether the model's code will lie beside the weights (`hub.remote_code`).
 
     Returns:
         The path of the README.md.
@@ -80,30 +93,15 @@ def create_model_card(
     for file, content in {"run.json": run, "all_results.json": results, "config.json": config}.items():
         _require(content, file, required[file])
     kind.check(config, results, run)
+    native = OWN if str(config.get("model_type")).startswith("vitfm_") else "transformers"
+    published = Published(tuple(formats or (native,)), remote_code)
     if target.exists() and not overwrite and MARKER not in target.read_text(encoding="utf-8", errors="replace"):
         raise FileExistsError(
             f"{target} was not written by `create_model_card`, or was edited since. Move it away, or pass "
             "`overwrite=True` to replace it."
         )
 
-    name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
-    citation = kind.citation(config).strip()
-    sections = [
-        f"---\n{_metadata(kind, config, results, run, name).to_yaml()}\n---",
-        MARKER,
-        kind.introduction(config, run),
-        _pictures(directory, *kind.FIRST_PICTURES),
-        kind.results_text(config, results, run),
-        _pictures(directory, *kind.RESULT_PICTURES),
-        kind.usage(repo_id, config, run),
-        architecture_section(kind.architecture(config), config, processor, run),
-        _training(results, run),
-        _pictures(directory, "curves.png"),
-        _data(run),
-        _limitations(kind.limitations(config, results, run), config, run),
-        _versions(run),
-        f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
-    ]
+    sections = _sections(kind, directory, (config, processor, results, run), repo_id, published)
     partial = target.with_name("README.md.partial")
     partial.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
     os.replace(partial, target)
@@ -163,16 +161,47 @@ def _checked_run(run: dict) -> dict:
 # Sections
 
 
-def _metadata(kind: ModuleType, config: dict, results: dict, run: dict, name: str) -> ModelCardData:
-    dataset = run["dataset"]["id"]
+def _sections(
+    kind: ModuleType, directory: Path, files: tuple[dict, dict, dict, dict], repo_id: str | None, published: Published
+) -> list[str]:
+    """All parts of the card; `files` are config.json, preprocessor_config.json, all_results.json and run.json."""
+    config, processor, results, run = files
+    name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
+    citation = kind.citation(config).strip()
+    return [
+        f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
+        MARKER,
+        kind.introduction(config, run),
+        _pictures(directory, *kind.FIRST_PICTURES),
+        kind.results_text(config, results, run),
+        _pictures(directory, *kind.RESULT_PICTURES),
+        usage_section(kind, repo_id, config, run, published),
+        architecture_section(kind.architecture(config), config, processor, run),
+        _training(results, run),
+        _pictures(directory, "curves.png"),
+        checks_section(repo_id, run),
+        _data(run),
+        f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
+        _limitations(kind.limitations(config, results, run), overfitting(results, run), config, run),
+        _versions(run),
+        f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
+    ]
+
+
+def _metadata(
+    kind: ModuleType, config: dict, results: dict, run: dict, name: str, published: Published
+) -> ModelCardData:
+    dataset, own = run["dataset"]["id"], kind.metadata(config, results, run)
+    if published.remote_code:
+        own["tags"] = [*own["tags"], "custom_code"]
     return ModelCardData(
         **license_fields(run.get("license")),
-        library_name="hf_vitfm" if str(config.get("model_type")).startswith("vitfm_") else "transformers",
+        library_name=published.library,
         base_model=run["base_model"] if is_hub_id(run["base_model"]) else None,
         base_model_relation="finetune" if is_hub_id(run["base_model"]) else None,
         datasets=[dataset] if is_hub_id(dataset) else None,
         model_name=name,
-        **kind.metadata(config, results, run),
+        **own,
     )
 
 
@@ -229,18 +258,20 @@ def _data(run: dict) -> str:
     )
 
 
-def _limitations(particular: list[str], config: dict, run: dict) -> str:
+def _limitations(particular: list[str], overfitted: str | None, config: dict, run: dict) -> str:
     dataset = run["dataset"]
     origin = (
         f", after what its base model {as_code(run['base_model'])} was trained on." if run["base_model"] else " only."
     )
     first, *others = particular
     trained = f"It was trained on {_images_trained_on(dataset)}{origin}"
-    points = [first, trained, *others]
+    points = [first, trained, *([overfitted] if overfitted else []), *others]
     if "image_size" in config:
         points.append(
             f"It sees {as_size(config['image_size'])} pixels; detail that is lost at that size is lost to it."
         )
+    if run.get("half_weights"):
+        points.append(rounded_weights(run))
     return "## Limitations\n\n" + "\n".join(f"- {point}" for point in points)
 
 

@@ -6,11 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import compare, convert, evaluate, info, predict
+from . import compare, convert, evaluate, info, predict, push, verify
 
 
 # Each module has SUMMARY (one line), add_arguments(parser) and run(arguments) -> exit code.
-COMMANDS = {"compare": compare, "convert": convert, "evaluate": evaluate, "info": info, "predict": predict}
+COMMANDS = {
+    "compare": compare,
+    "convert": convert,
+    "evaluate": evaluate,
+    "info": info,
+    "predict": predict,
+    "push": push,
+    "verify": verify,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

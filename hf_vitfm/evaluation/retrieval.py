@@ -35,13 +35,18 @@ def evaluate_retrieval(
     Raises:
         ValueError: if shapes do not fit, an embedding is not finite, or `text_to_image` names no image or leaves one out.
     """
+    by_image, by_text = retrieval_ranks(image_embeds, text_embeds, text_to_image)
+    return {**_summarize("image_to_text", by_image), **_summarize("text_to_image", by_text)}
+
+
+@torch.no_grad()
+def retrieval_ranks(
+    image_embeds: Tensor, text_embeds: Tensor, text_to_image: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ranks, from 1, of images (images,) and of texts (texts,); arguments and errors as of `evaluate_retrieval`."""
     image_embeds, text_embeds = _check_embeddings(image_embeds, text_embeds)
     owners = _check_owners(text_to_image, len(image_embeds), len(text_embeds)).to(image_embeds.device)
-    by_image, by_text = (
-        _ranks_of_images(image_embeds, text_embeds, owners),
-        _ranks_of_texts(image_embeds, text_embeds, owners),
-    )
-    return {**_summarize("image_to_text", by_image), **_summarize("text_to_image", by_text)}
+    return _ranks_of_images(image_embeds, text_embeds, owners), _ranks_of_texts(image_embeds, text_embeds, owners)
 
 
 def _check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:

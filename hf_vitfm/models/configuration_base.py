@@ -9,7 +9,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.utils import logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 
 logger = logging.get_logger(__name__)
@@ -85,6 +85,8 @@ class VitfmConfig(PreTrainedConfig):
                 f"The saved configuration has fields that this version does not know and leaves out: {', '.join(unknown)}."
             )
         saved = {key: value for key, value in config_dict.items() if key not in unknown}
+        if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+            saved.pop("auto_map", None)  # names files of remote code, which the next save would not have beside it
         fields = {name: kwargs.pop(name) for name in cls.field_names() if name in kwargs}
         return super().from_dict({**cls._without_invalid(saved, fields), **fields}, **kwargs)
 

@@ -12,13 +12,21 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_base import VitfmVisionConfig, as_pair
+from .configuration_base import as_pair
 from .modeling_embeddings import PositionTable
 from .modeling_encoder import LayerScale
 
 
 # Loading arguments that decide which file is read, so every reader needs them.
 SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+def _is_library_there() -> bool:
+    """Whether there is more of the library than this file and its siblings, which travel to the Hub as remote code."""
+    try:
+        return importlib.util.find_spec("hf_vitfm") is not None
+    except ImportError:
+        return False
 
 
 @contextmanager
@@ -54,7 +62,7 @@ def _vision_part(config, saved: dict) -> tuple:
     """The configuration of what sees images, and what was saved of it; None and {} where that is not ours."""
     if hasattr(config, "vision_config"):
         config, saved = config.vision_config, saved.get("vision_config") or {}
-    return (config, saved) if isinstance(config, VitfmVisionConfig) else (None, {})
+    return (config, saved) if hasattr(config, "position_interpolation") else (None, {})
 
 
 def _load_at_saved_size(source, config, saved: dict):
@@ -181,7 +189,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
             loaded = super().from_pretrained(None, *model_args, config=config, **kwargs)
             cls._freeze_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
             return loaded
-        if config is not None and not isinstance(config, cls.config_class):
+        # By type name, not class: as remote code from a folder, this file and the configuration's are loaded apart.
+        if config is not None and getattr(config, "model_type", None) != cls.config_class.model_type:
             config = cls.config_class.from_pretrained(config)
         config = copy.deepcopy(config)  # the caller's stays as it is
         overrides = {name: kwargs.pop(name) for name in cls.config_class.field_names() if name in kwargs}
@@ -224,6 +233,22 @@ class VitfmPreTrainedModel(PreTrainedModel):
         cls._freeze_tables(model)
         return (model, info) if wants_info else model
 
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Publish the model as `hf_vitfm.push_to_hub` does, with its card and preprocessing, private unless told otherwise.
+
+        Args:
+            repo_id: owner and name.
+            **kwargs: what `hf_vitfm.push_to_hub` takes: `processing_class`, `private`, `formats`, `token`, ...
+
+        Returns:
+            The commit.
+        """
+        try:
+            hub = importlib.import_module("hf_vitfm.hub.push")
+        except ImportError:  # remote code where the library is not installed
+            return super().push_to_hub(repo_id, **kwargs)
+        return hub.push_to_hub(self, repo_id, **kwargs)
+
     @classmethod
     def _refuse_half(cls, source, model, saved: dict, missing) -> None:
         """Refuse a checkpoint that lacks weights which the saved configuration calls for.
@@ -258,7 +283,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
         saved = cls._saved_config(source, where)
         if source_format is not None or saved.get("model_type") != cls.config_class.model_type:
             return cls._conversion().read_checkpoint(cls, source, source_format, given, **where)
-        if importlib.util.find_spec("hf_vitfm"):
+        if _is_library_there():
             cls._conversion().check_checkpoint(cls, source, saved, **where)
         return saved, None
 

@@ -58,8 +58,8 @@ class CLIPModel(CLIPPreTrainedModel):
         text_width = _pooled_width(config.text_config, config.text_pooling)
         vision_width = _pooled_width(config.vision_config, config.vision_pooling)
         vision, text = config.vision_config, config.text_config
-        is_projected = not isinstance(vision, VitfmCLIPVisionConfig) or vision.use_projection
-        has_bias = isinstance(text, VitfmCLIPTextConfig) and text.projection_bias
+        is_projected = not _is_own(vision, VitfmCLIPVisionConfig) or vision.use_projection
+        has_bias = _is_own(text, VitfmCLIPTextConfig) and text.projection_bias
         self.visual_projection = projection(vision_width, config.projection_dim) if is_projected else nn.Identity()
         self.text_projection = projection(text_width, config.projection_dim, has_bias)
         self.logit_scale = nn.Parameter(torch.empty(()))
@@ -157,7 +157,7 @@ class CLIPModel(CLIPPreTrainedModel):
         Returns:
             The tower's outputs with the projected `pooler_output` (S, E), not of unit length.
         """
-        if isinstance(self.config.text_config, VitfmCLIPTextConfig):
+        if _is_own(self.config.text_config, VitfmCLIPTextConfig):
             token_type_ids = None
         outputs = self.text_model(
             input_ids=input_ids,
@@ -289,10 +289,15 @@ def _given(**arguments) -> dict:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def _is_own(config: PreTrainedConfig, own: type[PreTrainedConfig]) -> bool:
+    """Whether a tower is this library's, by type name: remote code may have its configuration from a twin of the file."""
+    return config.model_type == own.model_type
+
+
 def _build_tower(config: PreTrainedConfig, pooling: str | None) -> PreTrainedModel:
-    if isinstance(config, VitfmCLIPTextConfig):
+    if _is_own(config, VitfmCLIPTextConfig):
         return CLIPTextModel(config)
-    if isinstance(config, VitfmCLIPVisionConfig):
+    if _is_own(config, VitfmCLIPVisionConfig):
         return CLIPVisionModel(config)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of a decoder, which nobody reads again

@@ -66,7 +66,7 @@ class ImageClassificationTrainer(VisionTrainer):
         if self.args.class_weights is None or self.train_dataset is None:
             return None
         labels = read_labels(self.train_dataset)
-        kind = self._problem_type(labels)
+        kind = self.problem_type(labels)
         if kind != "single_label_classification":
             raise ValueError(f"`class_weights` are for one class per image; got the problem type {kind!r}.")
         return balanced_class_weights(labels, self.model.config.num_labels).to(self.args.device, torch.float32)
@@ -86,7 +86,7 @@ class ImageClassificationTrainer(VisionTrainer):
         """Loss of a batch; divided by the whole global batch's label elements in training."""
         if self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        kind = self._problem_type(inputs["labels"])
+        kind = self.problem_type(inputs["labels"])
         if model.training and self.mixing is not None:
             inputs, num_items_in_batch = self._mix(inputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -119,12 +119,13 @@ class ImageClassificationTrainer(VisionTrainer):
         finally:
             self._gather_logits = False
 
-    def _problem_type(self, labels: torch.Tensor) -> str:
+    def problem_type(self, labels: torch.Tensor) -> str:
+        """The kind of targets: one class, several labels or numbers."""
         config = self.model.config
         return resolve_problem_type(config.problem_type, config.num_labels, labels)
 
     def _has_class_ids(self, labels: torch.Tensor) -> bool:
-        return self._problem_type(labels) == "single_label_classification" and not labels.is_floating_point()
+        return self.problem_type(labels) == "single_label_classification" and not labels.is_floating_point()
 
     def _summarize(self, logits, labels):
         logits = logits[0] if isinstance(logits, tuple) else logits
@@ -151,7 +152,7 @@ class ImageClassificationTrainer(VisionTrainer):
             What `classification_metrics`, `multi_label_metrics` or `regression_metrics` returns; for soft targets the
             mean `loss` of the rows.
         """
-        kind = self._problem_type(labels)
+        kind = self.problem_type(labels)
         if self._has_class_ids(labels):
             kept = known_rows(labels)
             return classification_metrics(predictions[kept], labels[kept], self.class_names)

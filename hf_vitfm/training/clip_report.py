@@ -1,6 +1,6 @@
 """The end of a CLIP training: final evaluation, pictures, results files and the model card."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,9 @@ from ..data.captions import read_captions
 from ..data.order import ImageView
 from ..data.streams import StreamRows
 from .clip import CLIPTrainer
-from .half_weights import halve_weights
+from .half_weights import save_half
 from .pair_arguments import captions_of
+from .record import measure
 from .report import draw_history, write_record
 
 
@@ -22,7 +23,13 @@ _PICTURED_ROWS = 8
 _BEST = 5
 
 
-def report_contrastive(trainer: CLIPTrainer, dataset: dict, run: dict, half_weights: bool = False) -> dict:
+def report_contrastive(
+    trainer: CLIPTrainer,
+    dataset: dict,
+    run: dict,
+    half_weights: bool = False,
+    splits: Mapping[str, Sequence[dict]] | None = None,
+) -> dict:
     """Evaluate a trained CLIP and write everything that belongs to the run into its output folder.
 
     Writes the model, image processor and tokenizer, all_results.json, run.json, README.md, retrieval.png and curves.png,
@@ -32,22 +39,22 @@ def report_contrastive(trainer: CLIPTrainer, dataset: dict, run: dict, half_weig
         trainer: after `train()`, with CLIP's processor.
         dataset: name, id, license, evaluation_split (and what else the card is to say of the data).
         run: recipe, config, command, base_model, and `zero_shot` if the trainer has labelled data: dataset, rows,
-            classes, templates.
-        half_weights: save float16 weights, in half the space; the model still loads as float32.
+            classes, templates. `sources`: what opens the rows again (`RowArguments.source`).
+        half_weights: save float16 weights, in half the space, and measure these; the model still loads as float32.
+        splits: rows as they are stored, by what they were for, for their fingerprints. Default: the trainer's.
 
     Returns:
         The metrics: `eval_loss`, `eval_image_to_text_recall@1`, ..., `eval_zero_shot_top1`, ...
     """
-    prediction = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    save_half(trainer) if half_weights else trainer.save_model(publish=False)
+    prediction, evaluation = measure(trainer)
     metrics = prediction.metrics
-    trainer.save_model()
     if not trainer.is_world_process_zero():
         return metrics
     directory = Path(trainer.args.output_dir)
     # transformers writes processor_config.json alone, which image pipelines of other libraries do not know.
     trainer.processing_class.image_processor.save_pretrained(directory)
     if half_weights:
-        halve_weights(directory)
         run = {**run, "half_weights": True}
     image_embeds, text_embeds, counts = map(torch.as_tensor, prediction.predictions)
     metrics["eval_samples"] = int((counts > 0).sum())
@@ -60,8 +67,11 @@ def report_contrastive(trainer: CLIPTrainer, dataset: dict, run: dict, half_weig
     if not isinstance(trainer.train_dataset, StreamRows):
         counted["known_captions"] = count_known_captions(trainer.train_dataset, trainer.eval_dataset)
     dataset = {**counted, **dataset}
-    truncated = {"truncated_captions": getattr(trainer.data_collator, "num_truncated", 0)}
-    write_record(trainer, {"task": "contrastive-image-text", "dataset": dataset, **truncated, **run})
+    own = {
+        "truncated_captions": getattr(trainer.data_collator, "num_truncated", 0),
+        "evaluation": evaluation,
+    }
+    write_record(trainer, {"task": "contrastive-image-text", "dataset": dataset, **own, **run}, splits)
     return metrics
 
 

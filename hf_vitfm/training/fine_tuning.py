@@ -47,6 +47,7 @@ class ModelArguments:
     image_processor: dict = field(
         default_factory=dict, metadata={"help": "fields of the image processor, such as a centre crop"}
     )
+    half_weights: bool = field(default=False, metadata={"help": "save the final weights as float16, half the size"})
 
 
 def build_classifier(
@@ -166,8 +167,10 @@ class ClassificationRun:
             "command": shlex.join(["python", self.recipe, *self.argv]),
             "base_model": None if self.smoke else self.model_args.checkpoint,
             "target_scale": None if self.scale is None else asdict(self.scale),
+            "sources": {"evaluation": self.data_args.source()},
         }
-        metrics = report_classification(trainer, dataset, run)
+        splits = {"train": self.train_rows, "evaluation": self.eval_rows}
+        metrics = report_classification(trainer, dataset, run, self.model_args.half_weights, splits)
         if trainer.is_world_process_zero():
             check_reload(self.training_args.output_dir, self.eval_rows)
             print_summary(metrics, self.training_args.output_dir, self.seconds)

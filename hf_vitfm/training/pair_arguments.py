@@ -2,17 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.datasets import label_names, load_images
 from ..data.labels import column, encode_labels
-from ..data.order import in_memory
 from ..data.pairs import load_pairs
 from ..data.samples import require_datasets
 from ..data.sources.stream import open_stream
 from ..data.streams import StreamRows
-from .recipe import EVALUATION_SPLITS, RowArguments, choose_rows, read_names
+from .recipe import EVALUATION_SPLITS, RowArguments, choose_rows, read_names, shareable_source
 
 
 SMOKE_SAMPLE, SMOKE_SPLITS, SMOKE_LABELS = "emoji", ("google", "twitter"), "category"
@@ -42,12 +41,13 @@ class PairArguments(RowArguments):
         about |= {"train_split": self.train_split}
         return about | ({"credit": self.credit} if self.credit else {})
 
-    def load(self, seed: int):
+    def load(self, seed: int, train: bool = True):
         """Load the data: (training rows, evaluation rows, name of the evaluation split).
 
         Evaluated on are, the first that applies: the share `holdout` of the training rows, the split `eval_split`, the
         split validation, the split test, the share `holdout_if_missing` of the training rows; splits are those of
-        `eval_dataset` if there is one. Rows keep their other columns, those of a stream aside.
+        `eval_dataset` if there is one. Rows keep their other columns, those of a stream aside. Without `train`, training
+        rows may be None.
 
         Raises:
             ValueError: if there is nothing to evaluate on, or columns are not clear.
@@ -57,7 +57,7 @@ class PairArguments(RowArguments):
             splits = load_pairs(SMOKE_SAMPLE)
             return self._divide_sample([splits[name] for name in SMOKE_SPLITS], SMOKE_SPLITS, seed)
         if self.eval_dataset is not None:
-            return self._load_apart()
+            return self._load_apart(train)
         if self.streaming:
             if any(mark in self.dataset for mark in "*{"):
                 raise ValueError(
@@ -67,16 +67,18 @@ class PairArguments(RowArguments):
             return self._open_streams(self._open_split, EVALUATION_SPLITS)
         splits = self._load(self.dataset)
         found = next((name for name in EVALUATION_SPLITS if name in splits), None)
-        train, evaluation, name = self._divide(splits, seed, found)
+        train_rows, evaluation, name = self._divide(splits, seed, found, train=train)
         if evaluation is None:
             raise self._nothing_to_evaluate(splits)
-        return train, evaluation, name
+        return train_rows, evaluation, name
 
-    def _load_apart(self):
+    def _load_apart(self, with_train: bool):
         """Training rows of `dataset`, evaluation rows of `eval_dataset`."""
         if self.holdout is not None:
             raise ValueError("Give `eval_dataset` or `holdout`, not both.")
-        if self.streaming:
+        if not with_train:
+            train = None
+        elif self.streaming:
             self._check_stream()
             train = self._open_split(self.train_split)
         else:
@@ -209,6 +211,15 @@ class ZeroShotArguments:
                   "{dataset: ..., split: ..., templates: file.txt, classnames: file.txt}"},
     )  # fmt: skip
 
+    def source(self) -> dict:
+        """What opens the same rows and names again, for run.json: `zero_shot`; empty where there is none."""
+        if not self.zero_shot:
+            return {}
+        chosen = {name: value for name, value in asdict(ZeroShotSet(**self.zero_shot)).items() if value is not None}
+        if "dataset" in chosen:
+            chosen["dataset"] = shareable_source(chosen["dataset"])
+        return {"zero_shot": chosen}
+
     def load(self, eval_rows: Sequence[dict], data: PairArguments) -> tuple[dict, dict | None]:
         """The arguments of `CLIPTrainer` for it, and what the card says of it; empty and None where there is none."""
         if not self.zero_shot:
@@ -224,6 +235,4 @@ class ZeroShotArguments:
         about = {"dataset": name, "rows": len(rows), "classes": len(classnames), "templates": chosen.templates}
         sizes = Counter(column(rows, "label").to_pylist())
         about["largest_class"] = max(sizes.values()) / len(rows)
-        if data.keep_in_memory:
-            rows = in_memory(rows)
         return {"labelled_dataset": rows, "classnames": classnames, "templates": chosen.templates}, about

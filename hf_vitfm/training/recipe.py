@@ -20,7 +20,8 @@ from ..conversion.formats import OURS, TRANSFORMERS
 from ..conversion.source import Source
 from ..data.datasets import load_images
 from ..data.labels import count_unlabelled
-from ..data.sources.stream import open_stream
+from ..data.samples import SAMPLE_NAMES
+from ..data.sources.stream import HUB_ID, open_stream
 from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
@@ -42,6 +43,8 @@ SMOKE_MODEL = {
 }
 SMOKE_ROWS = 32
 SMOKE_HOLDOUT = 0.25
+LOCAL = "a local path"  # in run.json, in the place of the path
+_ONLY_TOLD = ("title", "license", "credit", "keep_in_memory")  # these choose no rows
 EVALUATION_SPLITS = ("validation", "test")  # where none is named, the first one that is there
 SMOKE_TRAINING = {
     "max_steps": 2,
@@ -95,6 +98,17 @@ class RowArguments:
     keep_in_memory: bool = field(default=False, metadata={"help": "decode all images once (small sets)"})
     smoke: bool = field(default=False, metadata={"help": "a few steps of a tiny model on embedded images"})
 
+    def source(self) -> dict:
+        """What opens the same rows again, for run.json: every field that says which they are and is not its default."""
+        fixed = {"dataset": shareable_source(self.dataset)}
+        if getattr(self, "eval_dataset", None) is not None:
+            fixed["eval_dataset"] = shareable_source(self.eval_dataset)
+        if getattr(self, "class_names", None) is not None:
+            fixed["class_names"] = read_names(self.class_names, "class_names")
+        chosen = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _ONLY_TOLD}
+        known = {item.name: item.default for item in fields(self)}
+        return {name: value for name, value in chosen.items() if value != known[name]} | fixed
+
     def _check_choice(self) -> None:
         if self.eval_split is not None and self.holdout is not None:
             raise ValueError("Give `eval_split` or `holdout`, not both.")
@@ -106,16 +120,19 @@ class RowArguments:
                 "and give `eval_split`."
             )
 
-    def _divide(self, splits, seed: int, found: str | None, check: Callable | None = None):
+    def _divide(self, splits, seed: int, found: str | None, check: Callable | None = None, train: bool = True):
         """Training rows, evaluation rows and the name of these; None twice where nothing says which they are.
 
         `found` is the split to evaluate on where none is named; `check(rows, name)` refuses a split before it is used.
+        Without `train`, the training split need not be there unless rows are held out of it.
         """
+        name = self.eval_split or found
+        holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
+        if not train and holdout is None and name is not None:
+            return None, self._split(splits, name, check), name
         train = self._split(splits, self.train_split, check)
         if self.train_rows is not None:
             train = choose_rows(train, self.train_rows)
-        name = self.eval_split or found
-        holdout = self.holdout_if_missing if self.holdout is None and name is None else self.holdout
         if holdout is not None:
             share = _holdout_share(holdout, len(train))
             return *hold_out(train, share, seed), f"{holdout:g} of {self.train_split}"
@@ -183,12 +200,13 @@ class DataArguments(RowArguments):
             return {"name": "Fashion-MNIST (smoke run)", "id": "fashion-mnist", "license": "mit"}
         return {"name": self.title or self.dataset, "id": self.dataset, "license": self.license}
 
-    def load(self, seed: int, labels: bool = True):
+    def load(self, seed: int, labels: bool = True, train: bool = True):
         """Load the data: (training rows, evaluation rows, name of the evaluation split).
 
         Evaluated on are, the first that applies: the share `holdout` of the training rows, the split `eval_split`, the
         split validation, the split test, the share `holdout_if_missing` of the training rows. Without `labels`, rows
-        need none, and evaluation rows are only those that `holdout` or `eval_split` names, or else None.
+        need none, and evaluation rows are only those that `holdout` or `eval_split` names, or else None. Without
+        `train`, training rows may be None.
         """
         self._check_choice()
         if not labels and (self.label_column or self.class_names):
@@ -203,10 +221,11 @@ class DataArguments(RowArguments):
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         splits = load_images(self.dataset, labels=labels, **columns)
         found = next((name for name in EVALUATION_SPLITS if name in splits and labels), None)
-        train, evaluation, name = self._divide(splits, seed, found, self._check_labelled if labels else None)
+        check = self._check_labelled if labels else None
+        train_rows, evaluation, name = self._divide(splits, seed, found, check, train)
         if evaluation is None and labels:
             raise self._nothing_to_evaluate(splits)
-        return train, evaluation, name
+        return train_rows, evaluation, name
 
     def _stream_opener(self) -> Callable:
         """Opens a split as a stream; the class names of the first one are those of the others."""
@@ -237,6 +256,12 @@ class DataArguments(RowArguments):
                 f"The split {name} of {self.dataset!r} has no labels. Give another as `eval_split`, or `holdout` (such "
                 "as 0.1) to evaluate on a share of the training images."
             )
+
+
+def shareable_source(dataset: str) -> str:
+    """The name of a data set as others can open it; a place on this machine is not told."""
+    is_here = dataset not in SAMPLE_NAMES and Path(dataset).expanduser().exists()
+    return LOCAL if is_here or not (dataset in SAMPLE_NAMES or HUB_ID.fullmatch(dataset)) else dataset
 
 
 def read_names(names: Sequence[str], field_name: str) -> list[str]:
@@ -347,7 +372,7 @@ def _adjust(values: dict, settings: dict, argument_classes: Sequence[type]) -> d
     """Defaults that other values make void: a smoke run's, and what the file says of a data set that is not used."""
     adjusted = {}
     if values.get("holdout") is not None and "holdout" not in settings and "eval_split" in settings:
-        adjusted["eval_split"] = None
+        adjusted |= {"eval_split": None, **({"credit": None} if "credit" in settings else {})}
     if "dataset" in settings and values.get("dataset") != settings["dataset"]:
         describing = ("title", "license", "credit", "eval_dataset", "eval_split", "train_split", *_COLUMNS)
         known = {item.name: item.default for cls in argument_classes for item in fields(cls)}

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +22,10 @@ from ..version import __version__
 from .arguments import VisionTrainingArguments
 from .checkpoints import write_text
 from .classification import ImageClassificationTrainer
+from .half_weights import save_half
 from .recipe import training_settings
+from .record import SPEEDS, as_json, fingerprint_splits, hash_weights, measure, trace_loss
 from .trainer import VisionTrainer
-
-
-_SPEEDS = ("_runtime", "_per_second", "total_flos", "loader_wait")
 
 
 def describe_hardware(args: VisionTrainingArguments) -> str:
@@ -46,7 +45,13 @@ def check_output(directory: str) -> None:
         )
 
 
-def report_classification(trainer: ImageClassificationTrainer, dataset: dict, run: dict) -> dict:
+def report_classification(
+    trainer: ImageClassificationTrainer,
+    dataset: dict,
+    run: dict,
+    half_weights: bool = False,
+    splits: Mapping[str, Sequence[dict]] | None = None,
+) -> dict:
     """Evaluate a trained classifier and write everything that belongs to the run into its output folder.
 
     Writes the model, the processor, all_results.json, run.json, README.md and pictures: curves.png, unless the run was
@@ -56,7 +61,10 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     Args:
         trainer: after `train()`; its targets are class ids, several labels or numbers.
         dataset: name, id, license, evaluation_split (and what else the card is to say of the data).
-        run: recipe, config, command, base_model.
+        run: recipe, config, command, base_model, and `sources`: what opens the evaluation rows again
+            (`RowArguments.source`).
+        half_weights: save float16 weights, in half the space, and measure these; the model still loads as float32.
+        splits: rows as they are stored, by what they were for, for their fingerprints. Default: the trainer's.
 
     Returns:
         The metrics of the evaluation set: `eval_loss`, `eval_top1`, ...
@@ -65,8 +73,8 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
         ValueError: for rows of probabilities, of which there are no metrics.
     """
     rows = trainer.eval_dataset
-    prediction = trainer.predict(rows, metric_key_prefix="eval")
-    trainer.save_model()
+    save_half(trainer) if half_weights else trainer.save_model(publish=False)
+    prediction, evaluation = measure(trainer)
     if not trainer.is_world_process_zero():
         return prediction.metrics
     directory = Path(trainer.args.output_dir)
@@ -80,21 +88,26 @@ def report_classification(trainer: ImageClassificationTrainer, dataset: dict, ru
     trainer.log_metrics("eval", prediction.metrics)
     trainer.save_metrics("eval", prediction.metrics)
     dataset = {"evaluation_rows": len(rows), **dataset}
-    write_record(trainer, {"dataset": dataset, **details, **run})
+    own = {**details, "evaluation": evaluation, **({"half_weights": True} if half_weights else {})}
+    write_record(trainer, {"dataset": dataset, **own, **run}, splits)
     return prediction.metrics
 
 
-def write_record(trainer: VisionTrainer, own: dict) -> None:
+def write_record(trainer: VisionTrainer, own: dict, splits: Mapping[str, Sequence[dict]] | None = None) -> None:
     """Write log.json, run.json and the model card into the output folder of a trained model.
+
+    With `push_to_hub` in the trainer's arguments, all that is in the folder is published then, in one commit.
 
     Args:
         trainer: after `train()`.
         own: what only the recipe knows: task, recipe, config, command, base_model, dataset (with evaluation_rows), and
             the fields of its task.
+        splits: rows as they are stored, by what they were for. Default: those that the trainer trained and evaluated on.
     """
     directory = Path(trainer.args.output_dir)
     num_skipped = trainer.num_skipped_images
     rows = {"train_rows": len(trainer.train_dataset) - num_skipped, "skipped_train_rows": num_skipped}
+    args, splits = trainer.args, splits or {"train": trainer.train_dataset, "evaluation": trainer.eval_dataset}
     record = {
         **own,
         "dataset": {**rows, **own["dataset"]},
@@ -112,17 +125,24 @@ def write_record(trainer: VisionTrainer, own: dict) -> None:
             "python": platform.python_version(),
         },
         "hardware": describe_hardware(trainer.args),
+        "world_size": args.world_size,
+        "seeds": {"seed": args.seed, "data_seed": args.seed if args.data_seed is None else args.data_seed},
         "parameters": trainer.model.num_parameters(),
+        "splits": fingerprint_splits(splits),
+        "weights": hash_weights(directory),
+        "loss_trace": trace_loss(trainer.state.log_history),
     }
     record = redact({**record, "command": redact_command(own["command"])})
     create_model_card(directory, run=record)
     write_log(trainer.state.log_history, directory / "log.json")
-    write_text(directory / "run.json", json.dumps(record, indent=2) + "\n")  # last: with it a run counts as finished
+    write_text(directory / "run.json", as_json(record))  # last: with it a run counts as finished
+    if trainer.args.push_to_hub:
+        trainer.publish("End of training")
 
 
 def write_log(log_history: list[dict], path: Path) -> None:
     """Write what a run logged, an entry a line; speeds aside, which are the machine's and differ from run to run."""
-    kept = [{name: entry[name] for name in sorted(entry) if not name.endswith(_SPEEDS)} for entry in log_history]
+    kept = [{name: entry[name] for name in sorted(entry) if not name.endswith(SPEEDS)} for entry in log_history]
     write_text(path, "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in kept) + "\n]\n")
 
 
@@ -178,7 +198,7 @@ def print_summary(metrics: dict, directory, seconds: float | None = None) -> Non
     if seconds is not None:
         lines.append(f"training took {seconds:.0f} s")
     lines.append(f"model, card and pictures: {directory} (README.md, {pictures})")
-    lines.append(f"share it: hf upload YOUR_NAME/MODEL_NAME {directory} --exclude 'checkpoint-*/*' training_args.bin")
+    lines.append(f"share it: hf-vitfm push {directory} YOUR_NAME/MODEL_NAME")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -18,8 +18,8 @@ from .ema import WeightAverage
 from .lars import LARS
 from .loader_worker import start_worker
 from .optimization import NO_DECAY_NAMES, parameter_groups
-from .resumable import ResumableTrainer
 from .schedules import DECAYS, DEFAULT_TIMESCALE, warmup_decay
+from .sharing import SharingTrainer
 from .throughput import LoaderClock
 
 
@@ -42,7 +42,7 @@ class _FollowTraining(TrainerCallback):
         self.trainer.num_skipped_images = warn_of_bad_images(self.trainer.train_view, "training", args)
 
 
-class VisionTrainer(ResumableTrainer):
+class VisionTrainer(SharingTrainer):
     """transformers' Trainer with reproducible data order, layer-wise decay, averaged weights and the papers' schedules.
 
     N processes see the same samples in the same global batches as one process does, whatever the accumulation.
@@ -302,10 +302,10 @@ class VisionTrainer(ResumableTrainer):
             warn_of_bad_images(dataloader.dataset, "evaluation", self.args)
         return output
 
-    def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
-        """Save the model: the averaged weights if there are any; in a checkpoint the raw ones."""
-        with nullcontext() if _internal_call else self._averaged():
-            super().save_model(output_dir, _internal_call)
+    def save_model(self, output_dir=None, _internal_call: bool = False, publish: bool = True) -> None:
+        """Save the model: the averaged weights if there are any; in a checkpoint the raw ones.
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: the card is written from the results files, after the final evaluation (`cards.create_model_card`)."""
+        With `args.push_to_hub` it is published too, unless `publish` is False.
+        """
+        with nullcontext() if _internal_call else self._averaged():
+            super().save_model(output_dir, _internal_call, publish)

@@ -60,8 +60,10 @@ def main(argv: list[str] | None = None) -> dict:
     # 1. Data
     train_rows, eval_rows, split = data_args.load(training_args.seed)
     zero_shot, about_zero_shot = zero_shot_args.load(eval_rows, data_args)
+    splits = {"train": train_rows, "evaluation": eval_rows, "zero_shot": zero_shot.get("labelled_dataset")}
     if data_args.keep_in_memory:
         train_rows, eval_rows = in_memory(train_rows), in_memory(eval_rows)
+        zero_shot |= {name: in_memory(rows) for name, rows in zero_shot.items() if name == "labelled_dataset"}
     # 2. Model, tokenizer and image processor
     model, processor = build_clip(model_args, lambda: captions_of(train_rows), data_args.smoke)
     # 3. Train
@@ -84,9 +86,10 @@ def main(argv: list[str] | None = None) -> dict:
         "base_model": None if data_args.smoke else model_args.base_model,
         "locked_towers": model_args.locked_towers,
         "zero_shot": about_zero_shot,
+        "sources": {"evaluation": data_args.source(), **zero_shot_args.source()},
     }
     dataset = {**data_args.describe(), "evaluation_split": split}
-    metrics = report_contrastive(trainer, dataset, run, half_weights=model_args.half_weights)
+    metrics = report_contrastive(trainer, dataset, run, model_args.half_weights, splits)
     check_reload(trainer)
     return metrics
 

@@ -61,18 +61,23 @@ class LabelledArguments:
         default=False, metadata={"help": "they are among the images that are trained on, which the card will say"}
     )
 
-    def load(self, seed: int, smoke: bool):
-        """(bank, queries), both with labels, and what the card says of them; or None twice."""
+    def options(self, smoke: bool) -> DataArguments | None:
+        """Which rows they are, if there are any."""
         if not self.labelled:
-            return None, None
+            return None
         try:
-            options = DataArguments(**{**self.labelled, "smoke": smoke})
+            return DataArguments(**{**self.labelled, "smoke": smoke})
         except TypeError as error:
             raise ValueError(
                 f"`labelled` takes options of data, `dataset` among them; got {self.labelled}."
             ) from error
-        *rows, split = options.load(seed)
-        bank, queries = (in_memory(each) if options.keep_in_memory else each for each in rows)
+
+    def load(self, seed: int, smoke: bool):
+        """(bank, queries), both with labels, and what the card says of them; or None twice."""
+        options = self.options(smoke)
+        if options is None:
+            return None, None
+        bank, queries, split = options.load(seed)
         about = {
             "dataset": options.describe()["id"],
             "bank_rows": len(bank),
@@ -128,11 +133,20 @@ def main(argv: list[str] | None = None) -> dict:
     # 1. Data
     train_rows, eval_rows, split = data_args.load(training_args.seed, labels=False)
     labelled, about_labelled = labelled_args.load(training_args.seed, data_args.smoke)
-    if eval_rows is None:
+    is_own = eval_rows is not None
+    if not is_own:
         if labelled is None:
             raise ValueError("Nothing to evaluate on: give `eval_split`, `holdout` (such as 0.01), or `labelled`.")
         seen = ", which were among the training images" if labelled_args.labelled_seen else ""
         eval_rows, split = labelled[1], f"the labelled queries{seen}"
+    splits = {"train": train_rows, "evaluation": eval_rows}
+    sources = {"evaluation": data_args.source()} if is_own else {}
+    if labelled is not None:
+        splits |= {"labelled_bank": labelled[0], "labelled_queries": labelled[1]}
+        options = labelled_args.options(data_args.smoke)
+        sources["labelled"] = options.source()
+        if options.keep_in_memory:
+            labelled = tuple(in_memory(rows) for rows in labelled)
     if data_args.keep_in_memory:
         train_rows, eval_rows = in_memory(train_rows), in_memory(eval_rows)
     # 2. Model and image processor
@@ -156,9 +170,10 @@ def main(argv: list[str] | None = None) -> dict:
         "command": shlex.join(["python", "recipes/mae/pretrain.py", *argv]),
         "base_model": None if data_args.smoke else model_args.checkpoint,
         "labelled": about_labelled,
+        "sources": sources,
     }
     dataset = {**data_args.describe(), "evaluation_split": split}
-    metrics = report_pretraining(trainer, dataset, run, half_weights=model_args.half_weights)
+    metrics = report_pretraining(trainer, dataset, run, model_args.half_weights, splits)
     check_reload(trainer)
     return metrics
 

@@ -72,7 +72,7 @@ def test_every_embedded_file_is_in_the_notice():
 
 
 def test_unknown_checkpoint_lists_the_names():
-    with pytest.raises(ValueError, match="emoji-clip, fashion-mae; got 'fashion-mnist'"):
+    with pytest.raises(ValueError, match="emoji-clip, fashion-mae, fashion-vit; got 'fashion-mnist'"):
         sample_checkpoint("fashion-mnist")
 
 

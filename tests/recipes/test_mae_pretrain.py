@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
 from hf_vitfm import MAEForPreTraining
-from hf_vitfm.training import mae_report
+from hf_vitfm.training import half_weights
 from recipes.mae import pretrain
 from tests.data.images import encode, noise
 from tests.tiny import MAE_FIELDS, tiny_mae
@@ -28,10 +28,10 @@ def test_smoke_run_with_halved_weights(tmp_path, monkeypatch):
 
     def halve(directory):
         trained.update(load_file(directory / "model.safetensors"))
-        mae_report_halve(directory)
+        halve_weights(directory)
 
-    mae_report_halve = mae_report.halve_weights
-    monkeypatch.setattr(mae_report, "halve_weights", halve)
+    halve_weights = half_weights.halve_weights
+    monkeypatch.setattr(half_weights, "halve_weights", halve)
     metrics = smoke(tmp_path, "--half_weights")
     run = tmp_path / "run"
     assert all((run / name).exists() for name in FILES)
@@ -66,7 +66,7 @@ def test_numbers_that_half_precision_cannot_hold_are_refused(tmp_path):
         model.decoder.mask_token[0, 0, 0] = 1e5
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"float16 cannot: decoder\.mask_token"):
-        mae_report.halve_weights(tmp_path)
+        half_weights.halve_weights(tmp_path)
     assert load_file(tmp_path / "model.safetensors")["decoder.mask_token"][0, 0, 0] == 1e5
 
 

@@ -11,7 +11,6 @@ from hf_vitfm import (
     MAEForPreTraining,
     ViTForImageClassification,
     build_transform,
-    create_model_card,
     extract_features,
     load_image_processor,
     load_sample,
@@ -19,9 +18,16 @@ from hf_vitfm import (
 )
 from hf_vitfm.data.samples import CHECKPOINT_NAMES
 from hf_vitfm.evaluation.neighbours import knn_accuracy
+from hf_vitfm.hub.verify import verify
+from model_cards import regenerate
 
 
 CARDS = Path("model_cards")
+MEASURED = {
+    "emoji-clip": {"eval_loss", "eval_image_to_text_recall@1", "eval_text_to_image_recall@10", "eval_zero_shot_top1"},
+    "fashion-mae": {"eval_loss", "eval_knn_top1"},
+    "fashion-vit": {"eval_loss", "eval_top1", "eval_calibration_error"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +42,42 @@ def test_at_most_four_megabytes(name):
 
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_the_card_is_the_one_of_its_files(name, tmp_path):
-    copy = tmp_path / name
-    shutil.copytree(sample_checkpoint(name), copy)
-    shutil.copytree(CARDS / name, copy, dirs_exist_ok=True)
-    (copy / "README.md").unlink()
-    assert create_model_card(copy).read_text() == (CARDS / name / "README.md").read_text()
+    assert regenerate.render(name, tmp_path / name) == (CARDS / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
+def test_verify_confirms_it_with_its_card(name, tmp_path):
+    for folder in (sample_checkpoint(name), CARDS / name):
+        shutil.copytree(folder, tmp_path / name, dirs_exist_ok=True)
+    result = verify(tmp_path / name)
+    assert result.verdict == "matches" and not result.notes, result
+    assert any("README.md" in line for line in result.confirmed)
+    assert {check.name for check in result.metrics} >= MEASURED[name]
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
+def test_the_results_that_ship_are_those_of_the_card(name):
+    for file in regenerate.SHIPPED:
+        assert (sample_checkpoint(name) / file).read_bytes() == (CARDS / name / file).read_bytes(), file
+
+
+def test_the_card_says_where_a_training_learnt_its_images_by_heart():
+    said = {name: "far better than others" in (CARDS / name / "README.md").read_text() for name in CHECKPOINT_NAMES}
+    assert said == {"emoji-clip": True, "fashion-mae": False, "fashion-vit": False}
+
+
+def test_measuring_again_finds_what_is_recorded(tmp_path, monkeypatch):
+    shutil.copytree(CARDS / "fashion-vit", tmp_path / "fashion-vit")
+    monkeypatch.setattr(regenerate, "CARDS", tmp_path)
+    run = json.loads((CARDS / "fashion-vit" / "run.json").read_text())
+    measured = ("evaluation", "splits", "weights", "loss_trace", "sources", "seeds", "world_size", "half_weights")
+    kept = {name: value for name, value in run.items() if name not in measured}
+    (tmp_path / "fashion-vit" / "run.json").write_text(json.dumps(kept))
+    regenerate.measure_again("fashion-vit")
+    found = json.loads((tmp_path / "fashion-vit" / "run.json").read_text())
+    metrics, known = (each["evaluation"].pop("metrics") for each in (found, run))
+    assert metrics == pytest.approx(known, rel=1e-4)
+    assert found == run
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)

@@ -1,0 +1,89 @@
+"""Runs of the recipes leave records that `verify` confirms: of each kind, in memory or not, in whole and half weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_vitfm.data.samples import load_sample
+from hf_vitfm.hub.verify import CANNOT, DIFFERS, MATCHES, verify
+from hf_vitfm.training.record import fingerprint_splits
+from recipes.clip import train
+from recipes.mae import pretrain
+from recipes.vit import finetune
+
+
+RUNS = {
+    "vit": (finetune, "recipes/vit/configs/fashion_scratch.yaml", "--seed", "3"),
+    "mae": (pretrain, "recipes/mae/configs/pretrain_fashion.yaml", "--half_weights"),
+    "clip": (train, "recipes/clip/configs/emoji.yaml", "--half_weights", "--holdout", "0.25"),
+}
+SPLITS = {
+    "vit": {"train", "evaluation"},
+    "mae": {"train", "evaluation", "labelled_bank", "labelled_queries"},
+    "clip": {"train", "evaluation", "zero_shot"},
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_is_confirmed(kind, tmp_path):
+    script, *argv = RUNS[kind]
+    script.main([*argv, "--smoke", "--use_cpu", "--output_dir", str(tmp_path / "run")])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["splits"].keys() == SPLITS[kind]
+    assert record["world_size"] == 1 and len(record["loss_trace"]) == 2
+    assert set(record["seeds"].values()) == {record["hyperparameters"]["seed"]}
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert record["evaluation"]["metrics"].items() <= results.items()
+    result = verify(tmp_path / "run")
+    assert result.verdict == MATCHES, result
+    assert all(check.found == pytest.approx(check.recorded, rel=1e-5) for check in result.metrics)
+    assert not result.notes
+
+
+def test_numbers_of_a_folder_of_ones_own_need_its_path(tmp_path):
+    generator = np.random.default_rng(0)
+    lines = ["file,price"]
+    for number in range(40):
+        pixels = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{1000 + pixels.mean():.3f}")
+    table = tmp_path / "homes.csv"
+    table.write_text("\n".join(lines))
+    argv = [
+        "recipes/vit/configs/fashion_scratch.yaml",
+        "--dataset",
+        str(table),
+        "--label_column",
+        "price",
+        "--use_cpu",
+    ]
+    argv += ["--problem_type", "regression", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    argv += ["--holdout", "0.25", "--image_size", "16", "--output_dir", str(tmp_path / "run")]
+    model = "{patch_size: 8, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}"
+    finetune.main([*argv, "--model", model, "--warmup_steps", "0"])
+    record = (tmp_path / "run" / "run.json").read_text()
+    assert json.loads(record)["sources"]["evaluation"]["dataset"] == "a local path" and str(tmp_path) not in record
+    assert verify(tmp_path / "run").verdict == CANNOT
+    result = verify(tmp_path / "run", table)
+    assert result.verdict == MATCHES, result
+    assert any("no hash" in note for note in result.notes)
+
+    Image.fromarray(pixels[::-1]).save(tmp_path / "7.png")
+    Image.fromarray(pixels[::-1]).save(tmp_path / "8.png")
+    for number in range(40):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    result = verify(tmp_path / "run", table)
+    assert result.verdict == DIFFERS and "the evaluation rows are not those" in result.differences[0]
+
+
+def test_fingerprints_know_captions_and_say_what_they_do_not_know():
+    rows = load_sample("emoji")["google"].select(range(3))
+    other = rows.map(lambda row: {"caption": row["caption"].upper()})
+    found = fingerprint_splits({"a": rows, "b": other, "c": rows.select([0, 1, 2]), "none": None})
+    assert found.keys() == {"a", "b", "c"}
+    assert found["a"] == found["c"] != found["b"] and found["a"]["rows"] == 3
+    (odd,) = fingerprint_splits({"x": [{"image": torch.zeros(1), "label": object()}]}).values()
+    assert odd["sha256"] is None and odd["reason"]
