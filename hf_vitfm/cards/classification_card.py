@@ -18,9 +18,12 @@ from .results import (
     required_results,
     results_section,
 )
+from .usage import Published
 
 
 TASKS = {"image-classification": "Image classification", "image-regression": "Image regression"}
+AUTO_CLASS = "AutoModelForImageClassification"
+INTENDED_USE = "It is meant for pictures like those that it was trained on, and as a start for fine-tuning on others."
 FIRST_PICTURES = ()
 RESULT_PICTURES = ("confusion.png", "average_precision.png", "scatter.png", "examples.png")
 VIT_FIELDS = (
@@ -104,9 +107,8 @@ def results_text(config: dict, results: dict, run: dict) -> str:
     return results_section(results, run)
 
 
-def usage(repo_id: str | None, config: dict, run: dict) -> str:
-    """The section of code that loads the model."""
-    target = f'"{repo_id}"' if repo_id else '"path/to/this/folder"  # or the Hub id of this repository'
+def examples(target: str, config: dict, run: dict, published: Published) -> str:
+    """Code that uses the model at the root of a repository; `target` is its name or folder as Python has it."""
     kind = problem_type(run)
     options = ", top_k=3" if kind == SINGLE else ""
     answer = {
@@ -117,37 +119,34 @@ print(dict(zip(classifier.config.id2label.values(), numbers)))""",
     }
     several = """    probabilities = classifier(**inputs).logits.sigmoid()[0].tolist()
 print(dict(zip(classifier.config.id2label.values(), probabilities)))"""
-    return f"""## How to use it
-
-```python
-import hf_vitfm  # registers the model classes with transformers
-from transformers import pipeline
+    install = "" if published.needs_library else ", with hf_vitfm installed (`pip install hf-vitfm`)"
+    return f"""```python
+{published.imports}from transformers import pipeline
 
 model = {target}
-classifier = pipeline("image-classification", model=model)
+classifier = pipeline("image-classification", model=model{published.trust})
 print(classifier("picture.jpg"{options}))
 ```
 
 Or step by step:
 
 ```python
-import hf_vitfm
-import torch
+{published.imports}import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 model = {target}
 image_processor = AutoImageProcessor.from_pretrained(model)
-classifier = AutoModelForImageClassification.from_pretrained(model).eval()
+classifier = AutoModelForImageClassification.from_pretrained(model{published.trust}).eval()
 inputs = image_processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")
 with torch.no_grad():
 {answer.get(kind, several)}
 ```
 
-Or a folder of pictures into a table, `predictions.csv`:
+Or a folder of pictures into a table, `predictions.csv`{install}:
 
 ```bash
-hf-vitfm predict {repo_id or "path/to/this/folder"} path/to/pictures
+hf-vitfm predict {target.split('"')[1]} path/to/pictures
 ```"""
 
 

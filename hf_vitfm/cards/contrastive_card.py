@@ -6,9 +6,14 @@ from .architecture import cutting
 from .hub_names import as_slug, is_hub_id
 from .markdown import as_code, as_count, as_percent, as_size, as_table, as_text
 from .results import check_numbers, check_shares, interval
+from .usage import Published
 
 
 TASKS = {"contrastive-image-text": "Contrastive training on images and texts"}
+AUTO_CLASS = "AutoModelForZeroShotImageClassification"
+INTENDED_USE = (
+    "It is meant for search, and for sorting into classes, among pictures and texts like those that it was trained on."
+)
 FIRST_PICTURES = ("retrieval.png",)
 RESULT_PICTURES = ()
 CUTOFFS = (1, 5, 10)
@@ -177,32 +182,29 @@ def _zero_shot_text(results: dict, run: dict) -> list[str]:
     return [text, as_table(("Measure", "Value", "95 % interval"), rows)]
 
 
-def usage(repo_id: str | None, config: dict, run: dict) -> str:
-    """The section of code that loads the model."""
-    target = f'"{repo_id}"' if repo_id else '"path/to/this/folder"  # or the Hub id of this repository'
-    return f"""## How to use it
-
-Sort a picture into classes that you name:
+def examples(target: str, config: dict, run: dict, published: Published) -> str:
+    """Code that uses the model at the root of a repository; `target` is its name or folder as Python has it."""
+    return f"""Sort a picture into classes that you name:
 
 ```python
-import hf_vitfm  # registers the model classes with transformers
-from transformers import pipeline
+{published.imports}from transformers import pipeline
 
 model = {target}
-classifier = pipeline("zero-shot-image-classification", model=model)
+classifier = pipeline("zero-shot-image-classification", model=model{published.trust})
 print(classifier("picture.jpg", candidate_labels=["a cat", "a house"], hypothesis_template="{{}}"))
 ```
 
 Embeddings of pictures and texts, to search with:
 
 ```python
-import torch
+{published.imports}import torch
 from PIL import Image
-from hf_vitfm import CLIPModel, load_image_processor, load_tokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 model = {target}
-image_processor, tokenizer = load_image_processor(model), load_tokenizer(model)
-clip = CLIPModel.from_pretrained(model).eval()
+image_processor = AutoImageProcessor.from_pretrained(model)
+tokenizer = AutoTokenizer.from_pretrained(model{published.trust})
+clip = AutoModel.from_pretrained(model{published.trust}).eval()
 images = image_processor([Image.open("picture.jpg").convert("RGB")], return_tensors="pt")
 texts = tokenizer(["a cat", "a house"], padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():

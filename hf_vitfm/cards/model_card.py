@@ -8,6 +8,7 @@ Here is what every card has; what a kind of task has of its own is in `classific
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,7 @@ from .architecture import architecture_section
 from .hub_names import is_hub_id, license_fields
 from .markdown import as_code, as_duration, as_number, as_size, as_table, as_text
 from .redact import redact, redact_command
+from .usage import OWN, Published, usage_section
 
 
 MARKER = "<!-- Written by hf_vitfm from the files of this run. Remove this line if you edit the card, to keep your text. -->"
@@ -40,7 +42,13 @@ PICTURES = {
 
 
 def create_model_card(
-    directory: str | Path, *, repo_id: str | None = None, overwrite: bool = False, run: dict | None = None
+    directory: str | Path,
+    *,
+    repo_id: str | None = None,
+    overwrite: bool = False,
+    run: dict | None = None,
+    formats: Sequence[str] | None = None,
+    remote_code: bool = False,
 ) -> Path:
     """Write the README.md of a finished run.
 
@@ -58,6 +66,9 @@ def create_model_card(
         repo_id: where the model will be published, "owner/name", for the card's code. Default: the folder's name.
         overwrite: replace a README.md that was not written by this function.
         run: what run.json is going to hold, where it is not written yet. Default: what it holds.
+        formats: in which the model will be published, that of the root first, the others in folders of their names; for
+            the card's code. Default: that of the directory alone.
+        remote_code: whether the model's code will lie beside the weights (`hub.remote_code`).
 
     Returns:
         The path of the README.md.
@@ -80,6 +91,8 @@ def create_model_card(
     for file, content in {"run.json": run, "all_results.json": results, "config.json": config}.items():
         _require(content, file, required[file])
     kind.check(config, results, run)
+    native = OWN if str(config.get("model_type")).startswith("vitfm_") else "transformers"
+    published = Published(tuple(formats or (native,)), remote_code)
     if target.exists() and not overwrite and MARKER not in target.read_text(encoding="utf-8", errors="replace"):
         raise FileExistsError(
             f"{target} was not written by `create_model_card`, or was edited since. Move it away, or pass "
@@ -89,17 +102,18 @@ def create_model_card(
     name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
     citation = kind.citation(config).strip()
     sections = [
-        f"---\n{_metadata(kind, config, results, run, name).to_yaml()}\n---",
+        f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
         MARKER,
         kind.introduction(config, run),
         _pictures(directory, *kind.FIRST_PICTURES),
         kind.results_text(config, results, run),
         _pictures(directory, *kind.RESULT_PICTURES),
-        kind.usage(repo_id, config, run),
+        usage_section(kind, repo_id, config, run, published),
         architecture_section(kind.architecture(config), config, processor, run),
         _training(results, run),
         _pictures(directory, "curves.png"),
         _data(run),
+        f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
         _limitations(kind.limitations(config, results, run), config, run),
         _versions(run),
         f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
@@ -163,16 +177,20 @@ def _checked_run(run: dict) -> dict:
 # Sections
 
 
-def _metadata(kind: ModuleType, config: dict, results: dict, run: dict, name: str) -> ModelCardData:
-    dataset = run["dataset"]["id"]
+def _metadata(
+    kind: ModuleType, config: dict, results: dict, run: dict, name: str, published: Published
+) -> ModelCardData:
+    dataset, own = run["dataset"]["id"], kind.metadata(config, results, run)
+    if published.remote_code:
+        own["tags"] = [*own["tags"], "custom_code"]
     return ModelCardData(
         **license_fields(run.get("license")),
-        library_name="hf_vitfm" if str(config.get("model_type")).startswith("vitfm_") else "transformers",
+        library_name=published.library,
         base_model=run["base_model"] if is_hub_id(run["base_model"]) else None,
         base_model_relation="finetune" if is_hub_id(run["base_model"]) else None,
         datasets=[dataset] if is_hub_id(dataset) else None,
         model_name=name,
-        **kind.metadata(config, results, run),
+        **own,
     )
 
 

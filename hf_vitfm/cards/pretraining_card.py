@@ -7,9 +7,15 @@ from .architecture import count_patches, cutting
 from .hub_names import as_slug, is_hub_id
 from .markdown import as_code, as_count, as_percent, as_table, as_text
 from .results import check_numbers, check_shares, interval
+from .usage import Published
 
 
 TASKS = {"masked-image-modeling": "Masked image modeling"}
+AUTO_CLASS = "AutoModelForPreTraining"
+INTENDED_USE = (
+    "Its encoder is meant to be fine-tuned on images with labels, or to give features of images, "
+    "in both cases of images like those that it was trained on."
+)
 FIRST_PICTURES = ("reconstructions.png",)
 RESULT_PICTURES = ()
 KNN = "eval_knn_top1"
@@ -127,14 +133,50 @@ def _neighbours(labelled: dict | None) -> str:
     )
 
 
-def usage(repo_id: str | None, config: dict, run: dict) -> str:
-    """The section of code that loads the model."""
-    target = f'"{repo_id}"' if repo_id else '"path/to/this/folder"  # or the Hub id of this repository'
+def examples(target: str, config: dict, run: dict, published: Published) -> str:
+    """Code that uses the model at the root of a repository; `target` is its name or folder as Python has it."""
+    return (_with_library if published.needs_library else _with_transformers)(target, config, published)
+
+
+def _with_transformers(target: str, config: dict, published: Published) -> str:
+    prefix = 1 + config.get("num_register_tokens", 0)
+    return f"""Features of images, with nothing masked:
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+model = {target}
+image_processor = AutoImageProcessor.from_pretrained(model)
+encoder = AutoModel.from_pretrained(model, mask_ratio=0.0{published.trust}).eval()
+inputs = image_processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    tokens = encoder(**inputs).last_hidden_state
+features = tokens[:, {prefix}:].mean(dim=1)  # (1, {config["hidden_size"]})
+```
+
+Encoder and decoder, which hide most of a picture and predict its pixels:
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForPreTraining
+
+model = {target}
+image_processor = AutoImageProcessor.from_pretrained(model)
+autoencoder = AutoModelForPreTraining.from_pretrained(model{published.trust}).eval()
+inputs = image_processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    outputs = autoencoder(**inputs)
+print(outputs.loss.item(), outputs.logits.shape)  # pixels by patch
+```"""
+
+
+def _with_library(target: str, config: dict, published: Published) -> str:
     prefix = 1 + config["num_register_tokens"]
     tokens = "class token" if prefix == 1 else "class and register tokens"
-    return f"""## How to use it
-
-Fine-tune the encoder on your own classes; the decoder is left out, and the head is new:
+    return f"""Fine-tune the encoder on your own classes; the decoder is left out, and the head is new:
 
 ```python
 from hf_vitfm import ViTForImageClassification

@@ -1,8 +1,11 @@
 """What somebody does who has transformers but not this library, in a process of their own (see `client`)."""
 
 import importlib.abc
+import os
+import re
 import sys
 
+import huggingface_hub
 import torch
 import transformers
 
@@ -51,6 +54,37 @@ def failures(sources: list[str], auto_class: str) -> list[str]:
         except (ImportError, OSError) as error:
             found.append(f"{type(error).__name__}: {error}")
     return found
+
+
+def run_snippets(card: str, folder: str, images: torch.Tensor) -> list[dict]:
+    """Run the Python code of a card in a folder with picture.jpg, but for what imports the library.
+
+    Returns:
+        The tensors that each block leaves behind, by name, and what a model that it leaves makes of the images.
+    """
+    found, before = [], os.getcwd()
+    os.chdir(folder)
+    try:
+        for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+            if "import hf_vitfm" in block or "from hf_vitfm" in block:
+                continue
+            names = {}
+            exec(block, names)
+            kept = {name: value for name, value in names.items() if isinstance(value, torch.Tensor)}
+            if isinstance(names.get("model"), torch.nn.Module):
+                model = names["model"].eval()
+                with torch.no_grad():
+                    output = getattr(model, "encode_image", model)(images)
+                kept["output"] = getattr(output, "logits", output)
+            found.append(kept)
+    finally:
+        os.chdir(before)
+    return found
+
+
+def validate(card: str) -> None:
+    """Ask the Hub whether it takes a card."""
+    huggingface_hub.ModelCard(card).validate()
 
 
 def library_modules() -> list[str]:

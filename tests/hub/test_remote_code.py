@@ -57,7 +57,7 @@ def build(name: str, for_transformers: bool = False):
         return tiny_clip(text=text), processor
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     if name == "mae":
-        return tiny_mae(num_register_tokens=0 if for_transformers else 1), processor
+        return tiny_mae(num_register_tokens=0 if for_transformers else 1, decoder_intermediate_size=36), processor
     more = {} if for_transformers else {"pooling": "mean", "num_register_tokens": 2}
     return randomize(ViTForImageClassification(tiny_config(**more))), processor
 
