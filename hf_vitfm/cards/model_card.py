@@ -82,17 +82,8 @@ def create_model_card(
         raise ValueError(f"`repo_id` must be an owner, a slash and a name; got {repo_id!r}. Leave it out if unknown.")
     directory = Path(directory)
     target = directory / "README.md"
-    config = _read_json(directory, "config.json")
-    processor = _read_json(directory, "preprocessor_config.json")
-    results = _read_json(directory, "all_results.json")
-    run = _checked_run(_read_json(directory, "run.json") if run is None else run)
-    kind = KINDS[run["task"]]
-    required = kind.required_fields(config, run)
-    for file, content in {"run.json": run, "all_results.json": results, "config.json": config}.items():
-        _require(content, file, required[file])
-    kind.check(config, results, run)
-    native = OWN if str(config.get("model_type")).startswith("vitfm_") else "transformers"
-    published = Published(tuple(formats or (native,)), remote_code)
+    config, processor, results, run, kind = _read_all(directory, run)
+    published = Published(tuple(formats or [_format(config)]), remote_code)
     if target.exists() and not overwrite and MARKER not in target.read_text(encoding="utf-8", errors="replace"):
         raise FileExistsError(
             f"{target} was not written by `create_model_card`, or was edited since. Move it away, or pass "
@@ -113,7 +104,7 @@ def create_model_card(
         _training(results, run),
         _pictures(directory, "curves.png"),
         _data(run),
-        f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
+        _intended_use(kind),
         _limitations(kind.limitations(config, results, run), config, run),
         _versions(run),
         f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
@@ -125,6 +116,20 @@ def create_model_card(
 
 
 # Files
+
+
+def _read_all(directory: Path, run: dict | None) -> tuple[dict, dict, dict, dict, ModuleType]:
+    """Configuration, image processor, results and run, all checked, and the module of the card's kind."""
+    config = _read_json(directory, "config.json")
+    processor = _read_json(directory, "preprocessor_config.json")
+    results = _read_json(directory, "all_results.json")
+    run = _checked_run(_read_json(directory, "run.json") if run is None else run)
+    kind = KINDS[run["task"]]
+    required = kind.required_fields(config, run)
+    for file, content in {"run.json": run, "all_results.json": results, "config.json": config}.items():
+        _require(content, file, required[file])
+    kind.check(config, results, run)
+    return config, processor, results, run, kind
 
 
 def _read_json(directory: Path, name: str) -> dict:
@@ -141,6 +146,10 @@ def _read_json(directory: Path, name: str) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}. Write the file again.")
     return content
+
+
+def _format(config: dict) -> str:
+    return OWN if str(config.get("model_type")).startswith("vitfm_") else "transformers"
 
 
 def _require(content: dict, file: str, fields: list[str]):
@@ -175,6 +184,10 @@ def _checked_run(run: dict) -> dict:
 
 
 # Sections
+
+
+def _intended_use(kind: ModuleType) -> str:
+    return f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first."
 
 
 def _metadata(
