@@ -80,8 +80,7 @@ def create_model_card(
     """
     if repo_id is not None and not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` must be an owner, a slash and a name; got {repo_id!r}. Leave it out if unknown.")
-    directory = Path(directory)
-    target = directory / "README.md"
+    target = (directory := Path(directory)) / "README.md"
     config, processor, results, run, kind = _read_all(directory, run)
     published = Published(tuple(formats or [_format(config)]), remote_code)
     if target.exists() and not overwrite and MARKER not in target.read_text(encoding="utf-8", errors="replace"):
@@ -91,7 +90,6 @@ def create_model_card(
         )
 
     name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
-    citation = kind.citation(config).strip()
     sections = [
         f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
         MARKER,
@@ -107,7 +105,7 @@ def create_model_card(
         _intended_use(kind),
         _limitations(kind.limitations(config, results, run), config, run),
         _versions(run),
-        f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
+        _citation(kind.citation(config).strip()),
     ]
     partial = target.with_name("README.md.partial")
     partial.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
@@ -273,6 +271,10 @@ def _limitations(particular: list[str], config: dict, run: dict) -> str:
             f"It sees {as_size(config['image_size'])} pixels; detail that is lost at that size is lost to it."
         )
     return "## Limitations\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _citation(text: str) -> str:
+    return f"## Citation\n\n```bibtex\n{text}\n```" if text else ""
 
 
 def _versions(run: dict) -> str:
