@@ -83,4 +83,4 @@ def _plain_kind(class_name: str, is_own: bool) -> SimpleNamespace:
             f"model = {auto}.from_pretrained(model{published.trust})\n```"
         )
 
-    return SimpleNamespace(AUTO_CLASS=auto, MODEL_CLASS=class_name, examples=examples)
+    return SimpleNamespace(AUTO_CLASS=auto, examples=examples)

@@ -23,7 +23,6 @@ from .usage import Published
 
 TASKS = {"image-classification": "Image classification", "image-regression": "Image regression"}
 AUTO_CLASS = "AutoModelForImageClassification"
-MODEL_CLASS = "ViTForImageClassification"  # of this library, which reads every format
 INTENDED_USE = "It is meant for pictures like those that it was trained on, and as a start for fine-tuning on others."
 FIRST_PICTURES = ()
 RESULT_PICTURES = ("confusion.png", "average_precision.png", "scatter.png", "examples.png")

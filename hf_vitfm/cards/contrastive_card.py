@@ -11,7 +11,6 @@ from .usage import Published
 
 TASKS = {"contrastive-image-text": "Contrastive training on images and texts"}
 AUTO_CLASS = "AutoModelForZeroShotImageClassification"
-MODEL_CLASS = "CLIPModel"  # of this library, which reads every format
 INTENDED_USE = (
     "It is meant for search, and for sorting into classes, among pictures and texts like those that it was trained on."
 )

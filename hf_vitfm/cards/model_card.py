@@ -82,8 +82,41 @@ def create_model_card(
     """
     if repo_id is not None and not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` must be an owner, a slash and a name; got {repo_id!r}. Leave it out if unknown.")
-    directory = Path(directory)
-    target = directory / "README.md"
+    target = (directory := Path(directory)) / "README.md"
+    config, processor, results, run, kind = _read_all(directory, run)
+    published = Published(tuple(formats or [_format(config)]), remote_code)
+    if not overwrite:
+        _check_replaceable(target)
+    name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
+    sections = [
+        f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
+        MARKER,
+        kind.introduction(config, run),
+        _pictures(directory, *kind.FIRST_PICTURES),
+        kind.results_text(config, results, run),
+        _pictures(directory, *kind.RESULT_PICTURES),
+        usage_section(kind, repo_id, config, run, published),
+        architecture_section(kind.architecture(config), config, processor, run),
+        _training(results, run),
+        _pictures(directory, "curves.png"),
+        checks_section(repo_id, run),
+        _data(run),
+        _intended_use(kind),
+        _limitations(kind.limitations(config, results, run), overfitting(results, run), config, run),
+        _versions(run),
+        _citation(kind.citation(config).strip()),
+    ]
+    partial = target.with_name("README.md.partial")
+    partial.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+# Files
+
+
+def _read_all(directory: Path, run: dict | None) -> tuple[dict, dict, dict, dict, ModuleType]:
+    """Configuration, image processor, results and run, all checked, and the module of the card's kind."""
     config = _read_json(directory, "config.json")
     processor = _read_json(directory, "preprocessor_config.json")
     results = _read_json(directory, "all_results.json")
@@ -93,22 +126,7 @@ def create_model_card(
     for file, content in {"run.json": run, "all_results.json": results, "config.json": config}.items():
         _require(content, file, required[file])
     kind.check(config, results, run)
-    native = OWN if str(config.get("model_type")).startswith("vitfm_") else "transformers"
-    published = Published(tuple(formats or (native,)), remote_code)
-    if target.exists() and not overwrite and MARKER not in target.read_text(encoding="utf-8", errors="replace"):
-        raise FileExistsError(
-            f"{target} was not written by `create_model_card`, or was edited since. Move it away, or pass "
-            "`overwrite=True` to replace it."
-        )
-
-    sections = _sections(kind, directory, (config, processor, results, run), repo_id, published)
-    partial = target.with_name("README.md.partial")
-    partial.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
-    os.replace(partial, target)
-    return target
-
-
-# Files
+    return config, processor, results, run, kind
 
 
 def _read_json(directory: Path, name: str) -> dict:
@@ -125,6 +143,18 @@ def _read_json(directory: Path, name: str) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}. Write the file again.")
     return content
+
+
+def _format(config: dict) -> str:
+    return OWN if str(config.get("model_type")).startswith("vitfm_") else "transformers"
+
+
+def _check_replaceable(card: Path) -> None:
+    if card.exists() and MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(
+            f"{card} was not written by `create_model_card`, or was edited since. Move it away, or pass "
+            "`overwrite=True` to replace it."
+        )
 
 
 def _require(content: dict, file: str, fields: list[str]):
@@ -161,31 +191,8 @@ def _checked_run(run: dict) -> dict:
 # Sections
 
 
-def _sections(
-    kind: ModuleType, directory: Path, files: tuple[dict, dict, dict, dict], repo_id: str | None, published: Published
-) -> list[str]:
-    """All parts of the card; `files` are config.json, preprocessor_config.json, all_results.json and run.json."""
-    config, processor, results, run = files
-    name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
-    citation = kind.citation(config).strip()
-    return [
-        f"---\n{_metadata(kind, config, results, run, name, published).to_yaml()}\n---",
-        MARKER,
-        kind.introduction(config, run),
-        _pictures(directory, *kind.FIRST_PICTURES),
-        kind.results_text(config, results, run),
-        _pictures(directory, *kind.RESULT_PICTURES),
-        usage_section(kind, repo_id, config, run, published),
-        architecture_section(kind.architecture(config), config, processor, run),
-        _training(results, run),
-        _pictures(directory, "curves.png"),
-        checks_section(repo_id, run),
-        _data(run),
-        f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first.",
-        _limitations(kind.limitations(config, results, run), overfitting(results, run), config, run),
-        _versions(run),
-        f"## Citation\n\n```bibtex\n{citation}\n```" if citation else "",
-    ]
+def _intended_use(kind: ModuleType) -> str:
+    return f"## Intended use\n\n{kind.INTENDED_USE} Whether it is fit for anything else has to be measured first."
 
 
 def _metadata(
@@ -273,6 +280,10 @@ def _limitations(particular: list[str], overfitted: str | None, config: dict, ru
     if run.get("half_weights"):
         points.append(rounded_weights(run))
     return "## Limitations\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _citation(text: str) -> str:
+    return f"## Citation\n\n```bibtex\n{text}\n```" if text else ""
 
 
 def _versions(run: dict) -> str:

@@ -12,7 +12,6 @@ from .usage import Published
 
 TASKS = {"masked-image-modeling": "Masked image modeling"}
 AUTO_CLASS = "AutoModelForPreTraining"
-MODEL_CLASS = "MAEForPreTraining"  # of this library, which reads every format
 INTENDED_USE = (
     "Its encoder is meant to be fine-tuned on images with labels, or to give features of images, "
     "in both cases of images like those that it was trained on."

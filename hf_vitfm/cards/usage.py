@@ -95,29 +95,17 @@ def usage_section(kind: ModuleType, repo_id: str | None, config: dict, run: dict
 
 
 def _snippet(kind: ModuleType, name: str, repo_id: str | None, folder: str | None) -> str:
-    """Code that loads one format, from the root or a folder."""
+    """Code that loads one format, from the root or a folder; for code that reads bare files, what fetches them."""
     target, inside = f'"{repo_id or "path/to/this/folder"}"', f', subfolder="{folder}"' if folder else ""
-    if name == OWN:
-        lines = [
-            "import hf_vitfm  # pip install hf-vitfm",
-            f"from transformers import {kind.AUTO_CLASS}",
-            "",
-            f"model = {kind.AUTO_CLASS}.from_pretrained({target}{inside})",
-        ]
-    elif name in _TRANSFORMERS:
-        lines = [
-            f"from transformers import {kind.AUTO_CLASS}",
-            "",
-            f"model = {kind.AUTO_CLASS}.from_pretrained({target}{inside})",
-        ]
-    elif name in ("timm", "open_clip"):
+    if name in ("timm", "open_clip"):
         lines = _fetched(name, repo_id, folder)
+    elif name == OWN or name in _TRANSFORMERS:
+        lines = ["import hf_vitfm  # pip install hf-vitfm"] if name == OWN else []
+        lines += [f"from transformers import {kind.AUTO_CLASS}", ""]
+        lines.append(f"model = {kind.AUTO_CLASS}.from_pretrained({target}{inside})")
     else:
-        lines = [
-            f"from hf_vitfm import {kind.MODEL_CLASS}  # pip install hf-vitfm",
-            "",
-            f"model = {kind.MODEL_CLASS}.from_pretrained({target}{inside})",
-        ]
+        chosen = f' --include "{folder}/*"' if folder else ""
+        return f"```bash\nhf download {repo_id}{chosen} --local-dir .\n```" if repo_id else ""
     return "\n".join(["```python", *lines, "```"])
 
 

@@ -160,6 +160,13 @@ def test_body_states_the_facts_of_the_files(write_run):
     assert ".png" not in text
 
 
+def test_intended_use_and_what_is_not_known_are_said(write_run):
+    text = create_model_card(write_run(run={"dataset": {**RUN["dataset"], "license": None}})).read_text()
+    for words in ("## Intended use", "## Limitations", "Its licence is not known.", "No licence has been stated"):
+        assert words in text
+    assert "| Hardware |" in text and "| Training time |" in text
+
+
 def test_tables_have_equal_columns_in_every_line(write_run):
     text = create_model_card(write_run()).read_text()
     for table in re.findall(r"(?:^\|.*\|$\n?)+", text, flags=re.MULTILINE):

@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_vitfm import create_model_card, export_checkpoint
+from hf_vitfm.cards.usage import Published
+from hf_vitfm.conversion.export import written_formats
 from hf_vitfm.hub.remote_code import write_remote_code
 from tests.cards.test_contrastive_card import RESULTS as CLIP_RESULTS
 from tests.cards.test_contrastive_card import RUN as CLIP_RUN
@@ -113,7 +115,22 @@ def test_code_of_the_card_runs_on_the_repository(hub, stranger, album, tmp_path,
         if "output" in values and name != "mae":  # whose masks are random in transformers
             torch.testing.assert_close(values["output"], expected_output(name, model, images), rtol=1e-4, atol=1e-5)
 
+    others = {"timm", "open_clip"}
+    loaded = {formats[0]} & others | {*formats[1:]} & {"transformers", *others}  # whose code leaves a `model`
+    assert sum("output" in values for values in found) == len(loaded)
+
     local = write_card(tmp_path / "again", name, model, processor, **how)
     monkeypatch.chdir(album)
     for block in re.findall(r"```python\n(.*?)```", local, flags=re.DOTALL):
         exec(block.replace("path/to/this/folder", str(folder)), {})
+
+
+def test_ways_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="`formats` must be different ones of hf_vitfm, transformers.*got .'onnx'"):
+        Published(("onnx",))
+    with pytest.raises(ValueError, match="`remote_code` goes with 'hf_vitfm' at the root; got 'transformers'"):
+        Published(("transformers",), remote_code=True)
+
+
+def test_every_format_that_is_written_has_a_place_on_the_card():
+    assert Published(("hf_vitfm", *written_formats()))
