@@ -81,12 +81,8 @@ def create_model_card(
     for file, content in {"run.json": run, "all_results.json": results, "config.json": config}.items():
         _require(content, file, required[file])
     kind.check(config, results, run)
-    if target.exists() and not overwrite and MARKER not in target.read_text(encoding="utf-8", errors="replace"):
-        raise FileExistsError(
-            f"{target} was not written by `create_model_card`, or was edited since. Move it away, or pass "
-            "`overwrite=True` to replace it."
-        )
-
+    if not overwrite:
+        _check_replaceable(target)
     name = repo_id.split("/")[-1] if repo_id else directory.resolve().name
     citation = kind.citation(config).strip()
     sections = [
@@ -129,6 +125,14 @@ def _read_json(directory: Path, name: str) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}. Write the file again.")
     return content
+
+
+def _check_replaceable(card: Path) -> None:
+    if card.exists() and MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+        raise FileExistsError(
+            f"{card} was not written by `create_model_card`, or was edited since. Move it away, or pass "
+            "`overwrite=True` to replace it."
+        )
 
 
 def _require(content: dict, file: str, fields: list[str]):

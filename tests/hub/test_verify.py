@@ -148,6 +148,12 @@ def test_an_old_record_cannot_be_checked_and_says_why(published):
         ({"sources": {"evaluation": {"dataset": "fashion-mnist", "class_names": ["x"]}}}, "two names or more"),
         ({"sources": {}}, "no 'evaluation'"),
         ({"task": "image-to-image"}, "no evaluation for the task"),
+        ({"task": ["image-classification"]}, "no evaluation for the task"),
+        ({"hyperparameters": None}, "evaluation: "),
+        (
+            {"seeds": {"seed": "x"}, "sources": {"evaluation": {"dataset": "fashion-mnist", "holdout": 0.5}}},
+            "evaluation: ",
+        ),
         ({"task": "masked-image-modeling", "sources": {"labelled": {"dataset": "fashion-mnist"}}}, "cannot read"),
     ],
 )
@@ -204,6 +210,13 @@ def test_another_format_at_the_root_is_confirmed_by_what_it_computes(tmp_path):
 
     change_weight(tmp_path / "model", "decoder.decoder_pred.weight", lambda weight: -weight)
     assert "eval_loss" in text(verify(tmp_path / "model"))
+
+
+def test_a_file_of_weights_that_is_cut_is_no_crash(published):
+    data = (published / "model.safetensors").read_bytes()
+    (published / "model.safetensors").write_bytes(data[: len(data) // 2])
+    result = verify(published)
+    assert result.verdict == DIFFERS and "evaluation: " in result.unchecked[0]
 
 
 def test_a_path_that_is_nothing_is_an_error():
