@@ -94,6 +94,7 @@ def measure_again(name: str) -> None:
     run |= {
         "dataset": {**run["dataset"], **redact(dataset)},
         "license": LICENSE,
+        "model_type": json.loads((weights / "config.json").read_text())["model_type"],
         "half_weights": any(
             weight.dtype == torch.float16 for weight in load_file(weights / "model.safetensors").values()
         ),

@@ -57,11 +57,10 @@ def create_model_card(
     `PICTURES` are shown when they are there. The field `task` of run.json says which card it is (`KINDS`). For classifiers
     `problem_type` says which numbers belong to the run (`results.MEASURES`): without it, those of one class per image.
     `half_weights` says that the file holds rounded weights. For masked autoencoders `labelled` (dataset, bank_rows,
-    query_rows) says on what the neighbours' accuracy was measured. For CLIPs `zero_shot` (dataset, rows, classes, templates) says
-    what was classified by names, and `truncated_captions` how often a caption was cut. `seeds`, `world_size`, `splits`,
-    `weights`, `evaluation` and `loss_trace` are for those who check the numbers. Absolute paths and secrets in run.json do not reach
-    the card (`redact`). The licence of the weights is the optional field `license` of run.json: that of the dataset,
-    which is stated too, says nothing about it.
+    query_rows) says on what the neighbours' accuracy was measured. For CLIPs `zero_shot` (dataset, rows, classes,
+    templates) says what was classified by names, and `truncated_captions` how often a caption was cut. What checking
+    needs is read by `checks`. Absolute paths and secrets in run.json do not reach the card (`redact`). The licence of
+    the weights is the optional field `license` of run.json: that of the dataset says nothing about it.
 
     Args:
         directory: the folder that the run wrote.

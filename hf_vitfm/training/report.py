@@ -128,6 +128,7 @@ def write_record(trainer: VisionTrainer, own: dict, splits: Mapping[str, Sequenc
         "world_size": args.world_size,
         "seeds": {"seed": args.seed, "data_seed": args.seed if args.data_seed is None else args.data_seed},
         "parameters": trainer.model.num_parameters(),
+        "model_type": trainer.model.config.model_type,
         "splits": fingerprint_splits(splits),
         "weights": hash_weights(directory),
         "loss_trace": trace_loss(trainer.state.log_history),

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.trainer_utils import PredictionOutput
 
+from hf_vitfm import ViTForImageClassification
 from hf_vitfm.data.samples import load_sample
 from hf_vitfm.hub.verify import CANNOT, DIFFERS, MATCHES, verify
-from hf_vitfm.training.record import fingerprint_splits
+from hf_vitfm.training.arguments import VisionTrainingArguments
+from hf_vitfm.training.classification import ImageClassificationTrainer
+from hf_vitfm.training.mae import MAETrainer
+from hf_vitfm.training.record import fingerprint_splits, hash_predictions
 from recipes.clip import train
 from recipes.mae import pretrain
 from recipes.vit import finetune
+from tests.tiny import tiny_config, tiny_mae
 
 
 RUNS = {
@@ -87,3 +93,36 @@ def test_fingerprints_know_captions_and_say_what_they_do_not_know():
     assert found["a"] == found["c"] != found["b"] and found["a"]["rows"] == 3
     (odd,) = fingerprint_splits({"x": [{"image": torch.zeros(1), "label": object()}]}).values()
     assert odd["sha256"] is None and odd["reason"]
+
+
+# Hashes of predictions
+
+
+def classifier(tmp_path, problem_type: str) -> ImageClassificationTrainer:
+    model = ViTForImageClassification(tiny_config(num_labels=3, problem_type=problem_type))
+    return ImageClassificationTrainer(model, VisionTrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+def test_hash_of_classes_bears_rounding_and_knows_every_row(kind, tmp_path):
+    trainer = classifier(tmp_path, kind)
+    logits = np.random.default_rng(0).normal(size=(200, 3)).astype("float32")
+    labels = np.zeros(200, int) if kind.startswith("single") else np.zeros((200, 3), "float32")
+    found = hash_predictions(trainer, PredictionOutput(logits, labels, {}))
+    assert hash_predictions(trainer, PredictionOutput(logits * (1 + 1e-6), labels, {})) == found
+    logits[7] = -logits[7]
+    assert hash_predictions(trainer, PredictionOutput(logits, labels, {})) != found
+
+
+def test_numbers_have_no_hash(tmp_path):
+    output = PredictionOutput(np.zeros((4, 3)), np.zeros((4, 3)), {})
+    assert hash_predictions(classifier(tmp_path, "regression"), output) is None
+
+
+def test_hash_of_losses_bears_rounding_whatever_their_size(tmp_path):
+    trainer = MAETrainer(tiny_mae(), VisionTrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    losses = np.random.default_rng(0).uniform(0.01, 0.02, 500)
+    found = hash_predictions(trainer, PredictionOutput(losses, None, {}))
+    assert hash_predictions(trainer, PredictionOutput(losses * (1 + 1e-6), None, {})) == found
+    losses[7] *= 1.5
+    assert hash_predictions(trainer, PredictionOutput(losses, None, {})) != found

@@ -8,7 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_vitfm import load_sample, sample_checkpoint
+from hf_vitfm import (
+    MAEForPreTraining,
+    export_checkpoint,
+    load_image_processor,
+    load_sample,
+    sample_checkpoint,
+)
 from hf_vitfm.data.samples import EMBEDDED
 from hf_vitfm.hub.verify import CANNOT, DIFFERS, MATCHES, Verification, tolerance, verify
 from hf_vitfm.training.record import TRACE_POINTS, as_json, hash_weights, trace_loss
@@ -142,6 +148,12 @@ def test_an_old_record_cannot_be_checked_and_says_why(published):
         ({"sources": {"evaluation": {"dataset": "fashion-mnist", "class_names": ["x"]}}}, "two names or more"),
         ({"sources": {}}, "no 'evaluation'"),
         ({"task": "image-to-image"}, "no evaluation for the task"),
+        ({"task": ["image-classification"]}, "no evaluation for the task"),
+        ({"hyperparameters": None}, "evaluation: "),
+        (
+            {"seeds": {"seed": "x"}, "sources": {"evaluation": {"dataset": "fashion-mnist", "holdout": 0.5}}},
+            "evaluation: ",
+        ),
         ({"task": "masked-image-modeling", "sources": {"labelled": {"dataset": "fashion-mnist"}}}, "cannot read"),
     ],
 )
@@ -184,8 +196,27 @@ def test_a_repository_on_the_hub(hub, client):
     hub.publish("ada/fashion-vit", {"timm/config.json": b"{", "timm/model.safetensors": b"other weights"})
     result = client.run(verify, "ada/fashion-vit")
     assert result.verdict == MATCHES and result.source == "ada/fashion-vit"
-    with pytest.raises(OSError, match="'ada/missing' cannot be read from the Hub"):
-        client.run(verify, "ada/missing")
+    assert "'ada/missing' cannot be read from the Hub" in str(client.failure(verify, "ada/missing"))
+
+
+def test_another_format_at_the_root_is_confirmed_by_what_it_computes(tmp_path):
+    shutil.copytree(Path("model_cards/fashion-mae"), tmp_path / "model")
+    source = sample_checkpoint("fashion-mae")
+    model, processor = MAEForPreTraining.from_pretrained(source), load_image_processor(source)
+    export_checkpoint(model, tmp_path / "model", "transformers", processing_class=processor)
+    result = verify(tmp_path / "model")
+    assert result.verdict == MATCHES, result
+    assert any("weights: in another format" in note for note in result.notes)
+
+    change_weight(tmp_path / "model", "decoder.decoder_pred.weight", lambda weight: -weight)
+    assert "eval_loss" in text(verify(tmp_path / "model"))
+
+
+def test_a_file_of_weights_that_is_cut_is_no_crash(published):
+    data = (published / "model.safetensors").read_bytes()
+    (published / "model.safetensors").write_bytes(data[: len(data) // 2])
+    result = verify(published)
+    assert result.verdict == DIFFERS and "evaluation: " in result.unchecked[0]
 
 
 def test_a_path_that_is_nothing_is_an_error():

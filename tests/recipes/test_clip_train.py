@@ -109,7 +109,7 @@ def test_config_has_its_header_and_smokes(path, tmp_path, no_pictures):
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2]
     (last,) = (entry for entry in log if "eval_loss" in entry)
-    assert last["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-4) and not any("runtime" in k for k in last)
+    assert last["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-3) and not any("runtime" in k for k in last)
     assert (
         ("eval_zero_shot_top1" in metrics) == (record["zero_shot"] is not None) == ("zero_shot:" in path.read_text())
     )
