@@ -85,18 +85,14 @@ def extract_features(  # noqa: PLR0913 - the public signature
         are no class ids stay what `collate_labelled` makes of them.
 
     Raises:
-        TypeError: if `dataset` is no sequence of dictionaries.
         ValueError: if there are no rows, the transform is missing, the pooling, layer or dtype is none of those allowed,
             or the model has no class token or no features of this form; with `cache_dir`, if the transform or the rows
             have no fingerprint.
         BadImageError: if an image cannot be decoded; it names the row.
     """
-    check_rows(dataset, batch_size)
-    _check_transform(dataset, transform)
+    _check_request(model, dataset, transform, batch_size)
     check_pooling(pooling, layer)
     base = getattr(model, "base_model", model)  # without the head
-    if next(base.parameters()).is_meta:
-        raise ValueError("The weights of `model` are on the device meta, where they have no values. Load them first.")
     view = ImageView(dataset, transform, on_bad_image=on_bad_image)
     pool = partial(pool_images, base, pooling=pooling, layer=layer)
     compute = partial(_compute, base, view, pool, batch_size, num_workers, group)
@@ -133,7 +129,10 @@ def check_rows(dataset: Sequence[dict], batch_size: int) -> None:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size!r}.")
 
 
-def _check_transform(dataset: Sequence[dict], transform: Callable | None) -> None:
+def _check_request(model: nn.Module, dataset: Sequence[dict], transform: Callable | None, batch_size: int) -> None:
+    check_rows(dataset, batch_size)
+    if next(model.parameters()).is_meta:
+        raise ValueError("The weights of `model` are on the device meta, where they have no values. Load them first.")
     if transform is None and "pixel_values" not in dataset[0]:
         raise ValueError(
             f"The rows hold {', '.join(dataset[0])}, and `transform` is missing. Pass "
