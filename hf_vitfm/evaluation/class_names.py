@@ -118,6 +118,36 @@ def class_names_of_labels(dataset: Any, templates: Sequence[str] = TEMPLATES) ->
     return ClassNames(spaced, _as_templates(templates, "`templates`"), f"the data set's label names and {own}")
 
 
+def check_label_names(own: Sequence[str] | None, classnames: Sequence[str]) -> None:
+    """Check that the classes of prompts are those of a data set's labels, as far as names tell.
+
+    Args:
+        own: the names that the labels have; None if they are plain numbers.
+        classnames: one per class id. Other words than the labels' own are taken as they come.
+
+    Raises:
+        ValueError: if there are more or fewer, or they are the labels' own names in another order.
+    """
+    if own is None:
+        return
+    if len(own) != len(classnames):
+        raise ValueError(
+            f"There must be one class name for each of the data set's {len(own)} labels, in their order; got "
+            f"{len(classnames)}."
+        )
+    spelled, given = ([_spelled(name) for name in names] for names in (own, classnames))
+    if given != spelled and sorted(given) == sorted(spelled):
+        first = next(number for number, name in enumerate(given) if name != spelled[number])
+        raise ValueError(
+            f"The class names are those of the data set's labels in another order: class {first} is {own[first]!r} in the "
+            f"data and {classnames[first]!r} in the prompts. Give them in the order of `label_names(dataset)`."
+        )
+
+
+def _spelled(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
 def class_names_of_sample(name: str) -> ClassNames:
     """Names and templates for a data set that ships with the package.
 

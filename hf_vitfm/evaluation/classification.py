@@ -15,7 +15,7 @@ from ..data.collators import collate_labelled
 from ..data.datasets import label_names
 from ..data.order import ImageView
 from ..models.modeling_losses import IGNORE_INDEX
-from .features import SILENT_SECONDS
+from .features import SILENT_SECONDS, check_rows
 from .metrics import PREDICTION, classification_metrics, summarize_logits
 from .modes import evaluating
 from .predict import problem_type
@@ -131,8 +131,7 @@ def classify_images(  # noqa: PLR0913 - the public signature
     group: dist.ProcessGroup | None = None,
 ) -> Classified:
     """Classify every row; the arguments and errors are those of `evaluate_classification`. Labels may be missing."""
-    if len(dataset) == 0:
-        raise ValueError("`dataset` must hold at least one row; got none.")
+    check_rows(dataset, batch_size)
     names = _output_names(model.config)
     outputs = _check_outputs(restrict_to, len(names))
     places = torch.tensor(_places(dataset, names, class_ids, outputs))

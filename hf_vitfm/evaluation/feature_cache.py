@@ -51,7 +51,10 @@ class CacheFile:
 
     def __init__(self, folder: str | Path, kind: str, request: Mapping[str, Any]):
         folder = Path(folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(f"`cache_dir` must be a folder; {folder} is a file, or lies in one.") from error
         self.request = json.dumps({"format": FORMAT, **_VERSIONS, **request}, sort_keys=True)
         self.path = folder / f"{kind}-{hashlib.sha256(self.request.encode()).hexdigest()[:40]}.safetensors"
 
@@ -181,7 +184,11 @@ def precision_of(device: torch.device, dtype: torch.dtype) -> str:
     """
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    return f"{dtype}, matrix products {torch.get_float32_matmul_precision()}"
+    # Each part of torch has a setting of its own; `torch.get_float32_matmul_precision` raises where they differ.
+    backends = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    settings = (part.fp32_precision.replace("none", "ieee") for part in parts)  # nothing set is the same
+    return f"{dtype}, float32 products {' '.join(settings)}"
 
 
 def _items(request: str) -> set[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Features of images: one vector per row of a data set, from any vision model, for probes and neighbours."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ def extract_features(  # noqa: PLR0913 - the public signature
             have no fingerprint.
         BadImageError: if an image cannot be decoded; it names the row.
     """
-    _check_rows(dataset, transform)
+    _check_request(model, dataset, transform, batch_size)
     check_pooling(pooling, layer)
     base = getattr(model, "base_model", model)  # without the head
     view = ImageView(dataset, transform, on_bad_image=on_bad_image)
@@ -105,9 +105,34 @@ def extract_features(  # noqa: PLR0913 - the public signature
     return found["features"], found["labels"]
 
 
-def _check_rows(dataset: Sequence[dict], transform: Callable | None) -> None:
+def check_rows(dataset: Sequence[dict], batch_size: int) -> None:
+    """Check that there are rows, of the kind that is read, and a number of them for a batch.
+
+    Raises:
+        TypeError: if it is no sequence of dictionaries.
+        ValueError: if there are no rows, or `batch_size` is below 1.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"`dataset` must be a sequence of rows, such as a list or a `datasets.Dataset`; got a {type(dataset).__name__}. "
+            "Collect its rows in a list."
+        )
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one row; got none.")
+    # Rows of a `datasets.Dataset` are dictionaries, and looking at one would decode its image.
+    if not hasattr(dataset, "column_names") and not isinstance(dataset[0], Mapping):
+        raise TypeError(
+            "`dataset` must hold dictionaries with `image` and `label`, or with `pixel_values`; its first row is a "
+            f"{type(dataset[0]).__name__}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; got {batch_size!r}.")
+
+
+def _check_request(model: nn.Module, dataset: Sequence[dict], transform: Callable | None, batch_size: int) -> None:
+    check_rows(dataset, batch_size)
+    if next(model.parameters()).is_meta:
+        raise ValueError("The weights of `model` are on the device meta, where they have no values. Load them first.")
     if transform is None and "pixel_values" not in dataset[0]:
         raise ValueError(
             f"The rows hold {', '.join(dataset[0])}, and `transform` is missing. Pass "
@@ -240,6 +265,19 @@ def _warn_of_skipped(view: ImageView, rows: list[int]) -> None:
         names = ", ".join(view.name(row) for row in rows[:_NAMED])
         more = ", ..." if len(rows) > _NAMED else ""
         logger.warning("%d of %d images were skipped: %s%s", len(rows), len(view), names, more)
+
+
+def check_width(features: Tensor, train_features: Tensor, name: str) -> None:
+    """Check that features (rows, D) are as wide as those that a probe learns from.
+
+    Raises:
+        ValueError: if they are not; `name` says which they are.
+    """
+    if features.shape[1] != train_features.shape[1]:
+        raise ValueError(
+            f"`{name}_features` must have the width of `train_features`, {train_features.shape[1]}; got "
+            f"{features.shape[1]}. Extract both with the same model, pooling and layer."
+        )
 
 
 def check_labelled(features: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .features import check_labelled
+from .features import check_labelled, check_width
 from .logistic import LogisticProblem
 from .neighbours import knn_predict
 
@@ -68,10 +68,13 @@ def few_shot(  # noqa: PLR0913 - the public signature
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
     if min(shots, default=0) < 1:
         raise ValueError(f"`shots` must hold numbers of images of at least 1; got {shots!r}.")
+    if len(seeds) == 0:
+        raise ValueError("`seeds` must hold at least one seed of a draw, such as 0; got none.")
     if not l2 > 0:
         raise ValueError(f"`l2` must be above 0; got {l2!r}.")
     train_features, train_labels = check_labelled(train_features, train_labels, "train")
     test_features, test_labels = check_labelled(test_features, test_labels, "test")
+    check_width(test_features, train_features, "test")
     accuracies = {count: [] for count in shots}
     for seed in seeds:
         for count in accuracies:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .features import check_labelled
+from .features import check_labelled, check_width
 from .logistic import LogisticProblem, LogisticSolution
 from .metrics import mean_per_class_accuracy, roc_auc, top_k_accuracy
 from .multi_label import mean_eleven_point_precision
@@ -108,9 +108,11 @@ def linear_probe(  # noqa: PLR0913 - the public signature
         raise ValueError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
     train = _check(train_features, train_labels, "train", metric)
     test = _check(test_features, test_labels, "test", metric)
+    check_width(test[0], train[0], "test")
     held_out, whole = None, train
     if isinstance(validation, tuple | list):
         held_out = _check(*validation, "validation", metric)
+        check_width(held_out[0], train[0], "validation")
         whole = tuple(torch.cat([ours, theirs.to(ours.device)]) for ours, theirs in zip(train, held_out, strict=True))
     elif C is None:
         chosen = _draw(train[1], VALIDATION_SHARE if validation is None else validation, seed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .features import check_labelled
+from .features import check_labelled, check_width
 
 
 _CHUNK = 1 << 24  # similarities held at a time
@@ -36,6 +36,7 @@ def knn_accuracy(
     """
     train_features, train_labels = check_labelled(train_features, train_labels, "train")
     test_features, test_labels = check_labelled(test_features, test_labels, "test")
+    check_width(test_features, train_features, "test")
     predicted = knn_predict(train_features, train_labels, test_features, k, temperature)
     return (predicted == test_labels).double().mean().item()
 

@@ -42,7 +42,7 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
         UserWarning: if a name is empty, as one of clip-benchmark's distances is in "{} shapes.", or classes have the same
             name, as two pairs of ImageNet's have in CLIP's list.
     """
-    if isinstance(templates, str) or not templates:
+    if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
         raise ValueError(f'`templates` must be a list of texts such as "a photo of a {{}}."; got {templates!r}.')
     for template in templates:
         check_template(template)
@@ -55,7 +55,7 @@ def write_prompts(classnames: Sequence[str], templates: Sequence[str]) -> dict[s
 
 
 def _check_classnames(classnames: Sequence[str], must_say_something: bool) -> None:
-    if isinstance(classnames, str) or not classnames:
+    if isinstance(classnames, str) or not isinstance(classnames, Sequence) or not classnames:
         raise ValueError(f"`classnames` must be a list of names, one per class; got {classnames!r}.")
     for number, name in enumerate(classnames):
         if not isinstance(name, str) or (must_say_something and not name.strip()):

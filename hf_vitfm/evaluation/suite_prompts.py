@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..models.modeling_losses import IGNORE_INDEX
 from .class_names import (
+    NOT_CLIPS,
     ClassNames,
     class_names_beside,
     class_names_of_labels,
@@ -49,7 +50,8 @@ def find_class_names(
         pass  # most data sets have none
     if are_unnamed(data.label_names) or data.row.reassessed:
         return _imagenet_names(data)
-    return class_names_of_labels(data.splits["test"], _LABEL_TEMPLATE)
+    found = class_names_of_labels(data.splits["test"], _LABEL_TEMPLATE)
+    return replace(found, source=f"the data set's label names in {_LABEL_TEMPLATE[0]!r}, {NOT_CLIPS}")
 
 
 def are_unnamed(names: list[str] | None) -> bool:

@@ -20,10 +20,21 @@ import transformers
 
 from ..cards.redact import redact
 from ..version import __version__
+from .feature_cache import precision_of
+from .fingerprint import fingerprint_values
 from .suite_data import HubUnreachable, SuiteData, Unavailable, needs_network, open_row
 from .suite_models import SuiteModel, load_suite_model, name_models
 from .suite_prompts import find_class_names, pick
-from .suite_tasks import SETTINGS, TASKS, Bench, FeatureOptions, Measured, NotApplicable, probe_pooling
+from .suite_tasks import (
+    SETTINGS,
+    TASKS,
+    Bench,
+    FeatureOptions,
+    Measured,
+    NotApplicable,
+    probe_pooling,
+    reassessed_labels,
+)
 from .suites import Suite, SuiteRow, unknown_name
 
 
@@ -220,12 +231,14 @@ def _one_result(suite: Suite, bench: Bench, task: str, file: Path, options: Suit
 def _request(suite: Suite, bench: Bench, task: str) -> dict:
     """Everything that a result depends on, as JSON writes it."""
     model, data = bench.model, bench.data
+    weight = next(model.model.parameters())
     request = {
         "format": _FORMAT,
         "hf_vitfm": __version__,
         "model": model.fingerprint,
         "preprocessing": model.preprocessing,
         "dtype": model.dtype,
+        "precision": precision_of(weight.device, weight.dtype),
         "data": data.fingerprints if task != "zero_shot" else {"test": data.fingerprints["test"]},
         "metric": data.row.metric,
         "settings": {**SETTINGS[task], **({} if task == "zero_shot" else {"pooling": probe_pooling(model.model)})},
@@ -234,6 +247,8 @@ def _request(suite: Suite, bench: Bench, task: str) -> dict:
     if task == "zero_shot" and bench.prompts is not None:
         texts = json.dumps([bench.prompts.names, bench.prompts.templates])
         request["prompts"] = hashlib.sha256(texts.encode()).hexdigest()
+        if data.row.reassessed:  # neither these labels nor the names of files are in the data's fingerprint
+            request["reassessed"] = fingerprint_values(reassessed_labels(data))
     return json.loads(json.dumps(request))  # tuples become lists, as in the file
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .class_names import ClassNames
+from .class_names import ClassNames, check_label_names
 from .features import extract_features
 from .few_shot import few_shot
 from .imagenet import image_files, read_real_labels, real_accuracy
@@ -115,20 +115,27 @@ def zero_shot(bench: Bench) -> Measured:
             f"{row.name} has {bench.data.num_classes} classes and {len(names.names)} names ({names.source}); there must "
             "be one name per class."
         )
+    if not row.reassessed:
+        check_label_names(bench.data.label_names, names.names)
     model, cache = bench.model, bench.options.cache_dir
     classifier = ZeroShotClassifier.build(
         model.model, model.tokenizer, names.names, names.templates, cache_dir=cache, source=names.source
     )
     embeds, labels = bench.features("test", "projected")
     if row.reassessed:
-        real = read_real_labels(Path(bench.data.source) / row.reassessed)
-        metrics = real_accuracy(classifier(embeds), real, image_files(bench.data.splits["test"]))
+        metrics = real_accuracy(classifier(embeds), *reassessed_labels(bench.data))
         return Measured(metrics["real_top1"], row.metric, metrics)
     score = METRICS[row.metric](classifier(embeds), labels)
     if row.task == "multi_label":
         return Measured(score, row.metric, {row.metric: score})
     found = zero_shot_metrics(classifier, embeds, labels)
     return Measured(score, row.metric, {name: found[name] for name in ("top1", "top5", "mean_per_class")})
+
+
+def reassessed_labels(data: SuiteData) -> tuple[list[list[int]], list[str]]:
+    """The labels that replace a data set's own, and the names of its files, which say whose they are."""
+    real = read_real_labels(Path(data.source) / data.row.reassessed)
+    return real, [Path(file).name for file in image_files(data.splits["test"])]
 
 
 def linear_probe_task(bench: Bench) -> Measured:

@@ -123,6 +123,7 @@ def load_suite(name: str | os.PathLike) -> Suite:
         raise ValueError(f"There is no suite {unknown_name(str(name), SUITE_NAMES)} Or give a .yaml file of your own.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_form(content)
         rows = tuple(_row({**content.get("defaults", {}), **row}) for row in content["rows"])
         rest = {key: value for key, value in content.items() if key not in ("defaults", "rows")}
         suite = Suite(name=path.stem, rows=rows, **rest)
@@ -131,6 +132,21 @@ def load_suite(name: str | os.PathLike) -> Suite:
     if not rows or len(set(suite.names)) < len(rows):
         raise ValueError(f"{path} is no suite: it must have rows, and each a name of its own.")
     return suite
+
+
+def _check_form(content: Any) -> None:
+    """Refuse what is not a mapping with a list of rows, before its parts are taken for what they are not."""
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise ValueError("it must hold `title`, `source` and a list of `rows`")
+    if not all(isinstance(part, dict) for part in (content.get("defaults", {}), *content["rows"])):
+        raise ValueError("`defaults` and every row must hold fields with their values")
+    first_rows = content.get("first_rows", {})
+    if first_rows and not (isinstance(first_rows, dict) and _is_count(first_rows.get("train"))):
+        raise ValueError(f"`first_rows` must hold a number of rows for `train`, at least; got {first_rows!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def unknown_name(name: str, known: Any) -> str:
@@ -150,6 +166,13 @@ def _row(values: dict) -> SuiteRow:
     if unknown:
         raise ValueError(f"row {values.get('name')} has unknown fields: {', '.join(sorted(unknown))}")
     row = SuiteRow(**values)
+    for key in ("name", "title"):
+        if not isinstance(getattr(row, key), str):
+            raise ValueError(f"`{key}` of row {row.name} must be text, in quotation marks; got {getattr(row, key)!r}")
+    if not _is_count(row.num_classes):
+        raise ValueError(f"`num_classes` of row {row.name} must be a number above 0; got {row.num_classes!r}")
+    if not isinstance(row.files, dict) or not row.test:
+        raise ValueError(f"row {row.name} must have patterns in `files` by split, if any, and a `test` split")
     for key, allowed in (("task", TASKS), ("layout", LAYOUTS), ("metric", METRICS)):
         if getattr(row, key) not in allowed:
             raise ValueError(

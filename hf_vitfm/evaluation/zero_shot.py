@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cards.hub_names import is_hub_id
+from ..data.datasets import label_names
 from ..models.modeling_losses import IGNORE_INDEX
+from .class_names import check_label_names
 from .feature_cache import CacheFile, precision_of, recall, write_whole
 from .features import extract_features
 from .fingerprint import fingerprint_model, fingerprint_values
@@ -252,9 +254,11 @@ def evaluate_zero_shot(  # noqa: PLR0913 - the public signature
         As `zero_shot_metrics`. For the accuracy of every class see `zero_shot_report`.
 
     Raises:
-        ValueError: if there are no rows, a label is none of the classes, or model and transform do not fit.
+        ValueError: if there are no rows, a label is none of the classes, the names of the data set's labels are others in
+            number or the same in another order, or model and transform do not fit.
         BadImageError: if an image cannot be decoded; it names the row.
     """
+    check_label_names(label_names(dataset), classifier.classnames)
     options = {"dtype": dtype, "num_workers": num_workers, "on_bad_image": on_bad_image}
     embeds, labels = extract_features(
         model, dataset, transform, batch_size, "projected", cache_dir=cache_dir, group=group, **options

@@ -116,6 +116,35 @@ def test_a_changed_weight_setting_or_precision_is_computed(tmp_path):
     assert model.seen == 25 and torch.equal(found[-1], found[-2])
 
 
+def test_every_part_of_torch_may_multiply_float32_in_its_own_way(tmp_path):
+    model, seen = counting(), 0
+    parts = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    settings = {part: part.fp32_precision for part in parts}
+    try:
+        for part in (None, *parts):  # torch's one number for all of them raises from the first on
+            if part is not None:
+                part.fp32_precision = "tf32"
+            for _ in range(2):
+                extract_features(model, rows(), transform(), cache_dir=tmp_path)
+            seen += 5
+            assert model.seen == seen
+    finally:
+        for part, setting in settings.items():
+            part.fp32_precision = setting
+
+
+def test_a_setting_that_is_the_default_reads_what_is_there(tmp_path):
+    model, matmul = counting(), torch.backends.mkldnn.matmul
+    setting = matmul.fp32_precision
+    try:
+        for named in ("none", "ieee"):
+            matmul.fp32_precision = named
+            extract_features(model, rows(), transform(), cache_dir=tmp_path)
+    finally:
+        matmul.fp32_precision = setting
+    assert model.seen == 5
+
+
 def test_another_version_of_a_library_is_computed(tmp_path, monkeypatch):
     model = counting()
     extract_features(model, rows(), transform(), cache_dir=tmp_path)
@@ -263,3 +292,10 @@ def different(folder: str) -> str:
 
 def test_processes_that_ask_for_different_things_are_told_so(tmp_path, two_processes):
     assert all("different features: rows differ" in text for text in two_processes.run(different, str(tmp_path)))
+
+
+def test_a_cache_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/below"):
+        with pytest.raises(NotADirectoryError, match="`cache_dir` must be a folder; .*file"):
+            CacheFile(tmp_path / folder, "features", {})

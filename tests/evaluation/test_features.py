@@ -18,6 +18,7 @@ from transformers import (
 
 from hf_vitfm import ViTForImageClassification, build_transform, export_checkpoint
 from hf_vitfm.data.decode import BadImageError
+from hf_vitfm.evaluation.classification import evaluate_classification
 from hf_vitfm.evaluation.features import check_labelled, extract_features
 from tests.data.images import noise
 from tests.tiny import random_images, randomize, tiny_config, tiny_mae
@@ -254,3 +255,24 @@ def test_half_precision_is_computed_beside_the_weights():
 def test_features_that_do_not_fit_their_labels_are_named(features, labels, message):
     with pytest.raises(ValueError, match=message):
         check_labelled(features, labels, "test")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch_size", "error", "message"),
+    [
+        ((row for row in [{}]), 1, TypeError, "got a generator. Collect its rows"),
+        ([(torch.zeros(3, 32, 32), 0)], 1, TypeError, "its first row is a tuple"),
+        ([{"pixel_values": torch.zeros(3, 32, 32)}], 0, ValueError, "`batch_size` must be at least 1; got 0"),
+    ],
+)
+def test_what_is_no_sequence_of_rows_is_refused(dataset, batch_size, error, message):
+    for measure in (extract_features, evaluate_classification):
+        with pytest.raises(error, match=message):
+            measure(ViTForImageClassification(tiny_config()), dataset, batch_size=batch_size)
+
+
+def test_weights_without_values_are_refused():
+    with torch.device("meta"):
+        model = ViTForImageClassification(tiny_config())
+    with pytest.raises(ValueError, match="on the device meta"):
+        extract_features(model, [{"pixel_values": torch.zeros(3, 32, 32)}])

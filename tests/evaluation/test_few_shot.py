@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
-from hf_vitfm import few_shot
+from hf_vitfm import few_shot, linear_probe
 from hf_vitfm.evaluation.few_shot import EquivalentShots, equivalent_shots
 from hf_vitfm.evaluation.neighbours import knn_accuracy
 from tests.evaluation.test_neighbours import clusters
@@ -143,3 +143,18 @@ def test_neighbours_are_those_of_the_few(shots, k):
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         few_shot(*clusters(40, 0), *clusters(5, 1), **options)
+
+
+def test_features_of_another_width_and_no_draws_are_refused():
+    features, labels = torch.eye(4), torch.arange(4)
+    for measure in (
+        lambda test: few_shot(features, labels, test, labels, shots=(1,)),
+        lambda test: knn_accuracy(features, labels, test, labels, k=1),
+        lambda test: linear_probe(features, labels, test, labels, C=1.0),
+    ):
+        with pytest.raises(ValueError, match="`test_features` must have the width of `train_features`, 4; got 3"):
+            measure(features[:, :3])
+    with pytest.raises(ValueError, match="`validation_features` must have the width"):
+        linear_probe(features, labels, features, labels, validation=(features[:, :3], labels))
+    with pytest.raises(ValueError, match="`seeds` must hold at least one"):
+        few_shot(features, labels, features, labels, seeds=())

@@ -8,6 +8,7 @@ import torch
 from hf_vitfm import ZeroShotClassifier, build_transform, load_image_processor, load_tokenizer, sample_checkpoint
 from hf_vitfm.evaluation import suite_runner, suite_tasks
 from hf_vitfm.evaluation.suite_models import SuiteModel, load_suite_model, name_models
+from hf_vitfm.evaluation.suite_prompts import find_class_names
 from hf_vitfm.evaluation.suite_runner import SuiteOptions, run_suite
 from hf_vitfm.evaluation.suites import SUITE_NAMES, load_suite
 from hf_vitfm.models.modeling_clip import CLIPModel
@@ -231,3 +232,44 @@ def test_models_of_one_name_are_told_apart(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     names = name_models([tmp_path / "a/model", tmp_path / "b/model", "google/vit-base"])
     assert names == ["model", "model (2)", "google/vit-base"]
+
+
+def test_changed_labels_that_replace_the_data_sets_own_are_read(tmp_path, loaded):
+    suite = load_suite("imagenet")
+    rows = suite.select(["imagenet-real"])
+    folder = write_fixture(rows[0], tmp_path / "data")
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {i}" for i in range(1000)))
+    (tmp_path / "templates.txt").write_text("{}\n")
+    prompts = {"classnames": {"": str(tmp_path / "names.txt")}, "templates": {"": str(tmp_path / "templates.txt")}}
+    options = SuiteOptions(tasks=("zero_shot",), data={"imagenet-real": str(folder)}, **prompts)
+
+    def run() -> dict:
+        (result,) = run_suite(suite, rows, ["model"], tmp_path / "output", options).results
+        return result
+
+    first, again = run(), run()
+    assert again["resumed"] and again["score"] == first["score"] < 1
+    file = folder / rows[0].reassessed
+    everything = [list(range(1000)) if labels else [] for labels in json.loads(file.read_text())]
+    file.write_text(json.dumps(everything))
+    assert run()["score"] == 1
+
+
+def test_a_changed_precision_is_computed(tmp_path, loaded):
+    suite, matmul = load_suite("clip27"), torch.backends.mkldnn.matmul
+    rows, data = suite.select(["pets"]), give(suite, tmp_path / "data", ["pets"])
+    options, setting = SuiteOptions(tasks=("knn",), data=data), matmul.fp32_precision
+    try:
+        for precision in ("ieee", "tf32"):
+            matmul.fp32_precision = precision
+            (result,) = run_suite(suite, rows, ["model"], tmp_path / "output", options).results
+            assert result["status"] == "done" and not result["resumed"]
+    finally:
+        matmul.fp32_precision = setting
+
+
+def test_prompts_of_label_names_say_that_they_are_not_the_published_ones(tmp_path):
+    suite = load_suite("clip27")
+    (row,) = suite.select(["ucf101"])
+    found = find_class_names(suite_runner.open_row(row, write_fixture(row, tmp_path / "data")))
+    assert found.source == "the data set's label names in 'a photo of a {}.', not CLIP's prompts"

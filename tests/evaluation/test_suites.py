@@ -119,3 +119,27 @@ def test_a_wrong_suite_is_refused(rows, complaint, tmp_path):
     file.write_text(f"title: Mine\nsource: me\nrows:\n{rows}\n")
     with pytest.raises(ValueError, match=complaint):
         load_suite(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "a list of `rows`"),
+        ("- a", "a list of `rows`"),
+        ("title: Mine\nsource: me", "a list of `rows`"),
+        (f"rows:\n  {ROW}}}", "a list of `rows`"),
+        ("rows: [a]", "every row must hold fields"),
+        (f"defaults: [a]\nrows:\n- {ROW}}}", "every row must hold fields"),
+        (f"first_rows: 5\nrows:\n- {ROW}}}", "`first_rows` must hold .* got 5"),
+        (f"first_rows: {{validation: 5}}\nrows:\n- {ROW}}}", "`first_rows` must hold a number of rows for `train`"),
+        (f"rows:\n- {ROW.replace('name: a', 'name: 1')}}}", "`name` of row 1 must be text"),
+        (f"rows:\n- {ROW.replace('classes: 2', 'classes: two')}}}", "must be a number above 0; got 'two'"),
+        (f"rows:\n- {ROW}, files: x.tar}}", "patterns in `files` by split"),
+        (f"rows:\n- {ROW}, test: []}}", "a `test` split"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(content, complaint, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f"mine.yaml is no suite: .*{complaint}"):
+        load_suite(file)

@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -369,3 +370,43 @@ def test_a_model_that_diverged_finds_nothing():
     found = zero_shot_metrics(classifier, torch.full((3, 7), float("nan")), torch.tensor([0, 1, 2]))
     assert found == {"top1": 0.0, "top5": 0.0, "mean_per_class": 0.0}
     assert np.isfinite(list(found.values())).all()
+
+
+def named_rows(names: list[str], labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features(
+        {"pixel_values": datasets.Array3D((3, 32, 32), "float32"), "label": datasets.ClassLabel(names=names)}
+    )
+    pixels = random_images(len(labels)).numpy()
+    return datasets.Dataset.from_dict({"pixel_values": pixels, "label": labels}, features=features).with_format(
+        "torch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("classnames", "message"),
+    [
+        (["hen", "black bear", "ox", "cow"], "each of the data set's 3 labels, in their order; got 4"),
+        (["hen", "Black bear", "ox"], "in another order: class 0 is 'black_bear' in the data and 'hen'"),
+    ],
+)
+def test_class_names_that_are_not_those_of_the_labels_are_refused(classnames, message):
+    model = make_model()
+    rows = named_rows(["black_bear", "hen", "ox"], [0, 1, 2])
+    classifier = ZeroShotClassifier.build(model, clip_tokenizer(), classnames, ["{}"])
+    with pytest.raises(ValueError, match=message):
+        evaluate_zero_shot(model, rows, classifier)
+
+
+@pytest.mark.parametrize("classnames", [["black bear", "hen", "ox"], ["grizzly", "ox", "cattle"]])
+def test_names_in_the_order_of_the_labels_and_other_words_are_taken(classnames):
+    model, labels = make_model(), [2, 0, 1, 1]
+    classifier = ZeroShotClassifier.build(model, clip_tokenizer(), classnames, ["{}"])
+    plain = [{"pixel_values": image, "label": label} for image, label in zip(random_images(4), labels, strict=True)]
+    rows = named_rows(["black_bear", "hen", "ox"], labels)
+    assert evaluate_zero_shot(model, rows, classifier) == evaluate_zero_shot(model, plain, classifier)
+
+
+@pytest.mark.parametrize("classnames", [{"ox", "hen"}, (name for name in ("ox", "hen"))])
+def test_class_names_without_an_order_are_refused(classnames):
+    with pytest.raises(ValueError, match="`classnames` must be a list of names"):
+        ZeroShotClassifier.build(make_model(), clip_tokenizer(), classnames, ["{}"])
