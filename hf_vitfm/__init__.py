@@ -75,6 +75,7 @@ _LAZY = {
     "export_checkpoint": "conversion",
     "extract_features": "evaluation.features",
     "few_shot": "evaluation.few_shot",
+    "linear_probe": "evaluation.linear_probe",
     "load_image_processor": "conversion",
     "load_images": "data.datasets",
     "load_pairs": "data.pairs",

@@ -1,4 +1,4 @@
-"""Pictures of models that predict several labels, or numbers."""
+"""Pictures of how well single classes, and numbers, are predicted."""
 
 import math
 from collections.abc import Sequence
@@ -29,36 +29,76 @@ def draw_average_precision(per_class: dict[str, float | None], shares: Sequence[
     Raises:
         ValueError: if the lengths differ, or no class has a value.
     """
-    known = [
-        (value, name, share)
+    bars = [
+        (name, value, share)
         for (name, value), share in zip(per_class.items(), shares, strict=True)
         if value is not None
     ]
-    if not known:
+    if not bars:
         raise ValueError("`per_class` must hold at least one average precision; got none. Check the evaluation set.")
-    known.sort(key=lambda item: -item[0])
+    return _draw_bars(bars, len(per_class), ("average precision", "guessing (share of the images)"), path)
+
+
+def draw_class_accuracy(confusion: np.ndarray, class_names: Sequence[str], path: str | Path) -> Path:
+    """Draw the share of every class's images that is classified right as a bar, best first.
+
+    A mark beside it is the share of the images taken for the class that are of it. Up to 30 classes are all shown; of
+    more, the 15 best and the 15 worst.
+
+    Args:
+        confusion: (classes, classes) counts; the row is the true class.
+        class_names: one per class.
+        path: the PNG file to write; its folder is made if need be.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the names do not fit the matrix, or it holds no images.
+    """
+    confusion = np.asarray(confusion)
+    if confusion.shape != (len(class_names), len(class_names)) or not confusion.sum():
+        raise ValueError(
+            f"`confusion` must be square with one name per class and at least one image; got the shape {confusion.shape}, "
+            f"{len(class_names)} names and {confusion.sum()} images."
+        )
+    right, images, answers = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    bars = [
+        (name, right[i] / images[i], right[i] / answers[i] if answers[i] else math.nan)
+        for i, name in enumerate(class_names)
+        if images[i]
+    ]
+    return _draw_bars(bars, len(class_names), ("accuracy", "right among those taken for the class"), path)
+
+
+def _draw_bars(
+    known: list[tuple[str, float, float]], num_classes: int, meanings: tuple[str, str], path: str | Path
+) -> Path:
+    """Bars of (name, value, mark), both 0..1; `meanings` are what values and marks are."""
+    known = sorted(known, key=lambda bar: -bar[1])
     shown = known if len(known) <= MAX_BARS else known[: MAX_BARS // 2] + known[-MAX_BARS // 2 :]
-    names = [fit_text(name, 2.2, 9) for _, name, _ in shown]
-    values, guesses = (100 * np.array([item[column] for item in shown]) for column in (0, 2))
+    names = [fit_text(name, 2.2, 9) for name, *_ in shown]
+    values, marks = (100 * np.array([bar[column] for bar in shown]) for column in (1, 2))
 
     figure = new_figure(7.5, 0.26 * len(shown) + 1.5)
     axes = figure.subplots()
     rows = np.arange(len(shown))
     axes.barh(rows, values, color=BLUE, height=0.7)
-    axes.vlines(guesses, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=2, label="guessing (share of the images)")
-    for row, value, guess in zip(rows, values, guesses, strict=True):
-        axes.text(max(value, guess) + 1, row, f"{value:.1f}", va="center", fontsize=8, color=GREY)
+    axes.vlines(marks, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=2, label=meanings[1])
+    for row, value, mark in zip(rows, values, marks, strict=True):
+        place = max(value, mark) if mark < value + 7 else value  # behind the bar, and behind a mark that is near
+        axes.text(place + 1, row, f"{value:.1f}", va="center", fontsize=8, color=GREY)
     axes.set_yticks(rows, names, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 107)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("average precision, %")
+    axes.set_xlabel(f"{meanings[0]}, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-    mean = 100 * float(np.mean([value for value, _, _ in known]))
-    title = f"Average precision by class, {mean:.1f} % in the mean"
-    if len(known) < len(per_class):
-        title += f" of the {len(known)} of {len(per_class)} classes that occur"
+    mean = 100 * float(np.mean([value for _, value, _ in known]))
+    title = f"{meanings[0].capitalize()} by class, {mean:.1f} % in the mean"
+    if len(known) < num_classes:
+        title += f" of the {len(known)} of {num_classes} classes that occur"
     if len(shown) < len(known):
         axes.axhline(MAX_BARS // 2 - 0.5, color=GREY, linestyle=":", linewidth=1)
         title += f"\nThe {MAX_BARS // 2} best and the {MAX_BARS // 2} worst of {len(known)} classes"

@@ -6,11 +6,18 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import convert, info, predict, verify
+from . import compare, convert, evaluate, info, predict, verify
 
 
 # Each module has SUMMARY (one line), add_arguments(parser) and run(arguments) -> exit code.
-COMMANDS = {"convert": convert, "info": info, "predict": predict, "verify": verify}
+COMMANDS = {
+    "compare": compare,
+    "convert": convert,
+    "evaluate": evaluate,
+    "info": info,
+    "predict": predict,
+    "verify": verify,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from .options import count, count_workers, find_device, positive
+
 
 SUMMARY = "write what an image classifier says of image files to a CSV table"
 
@@ -25,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of an image classifier")
     parser.add_argument("images", nargs="+", help="image files, and folders in which they are searched")
     parser.add_argument("--output", default="predictions.csv", help="CSV file, - for standard output (%(default)s)")
-    parser.add_argument("--top-k", type=_positive, default=5, help="classes per image, of one class (%(default)s)")
-    parser.add_argument("--batch-size", type=_positive, default=32, help="images per forward pass (%(default)s)")
+    parser.add_argument("--top-k", type=positive, default=5, help="classes per image, of one class (%(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass (%(default)s)")
     parser.add_argument(
-        "--workers", type=_count, default=None, help="processes that decode (as many as there are CPUs, 4 at most)"
+        "--workers", type=count, default=None, help="processes that decode (as many as there are CPUs, 4 at most)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (%(default)s)")
     parser.add_argument(
@@ -47,9 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
     files, failures = find_images(arguments.images), 0
     with _open_output(arguments.output) as output:
         transform = evaluation_transform(load_image_processor(arguments.model))
-        model = load_classifier(arguments.model, dtype=getattr(torch, arguments.dtype)).to(_device(arguments.device))
+        model = load_classifier(arguments.model, dtype=getattr(torch, arguments.dtype)).to(
+            find_device(arguments.device)
+        )
         predictions = predict_images(
-            model, files, transform, batch_size=arguments.batch_size, num_workers=_workers(arguments, len(files))
+            model,
+            files,
+            transform,
+            batch_size=arguments.batch_size,
+            num_workers=count_workers(arguments.workers, len(files), arguments.batch_size),
         )
         table = _Table(model.config, arguments.top_k)
         writer = csv.writer(output, lineterminator="\n")
@@ -118,37 +126,3 @@ def _open_output(target: str) -> Iterator[TextIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _device(name: str):
-    import torch
-
-    if name != "auto":
-        try:
-            return torch.zeros(0, device=name).device
-        except (AssertionError, NotImplementedError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"`--device` {name!r} cannot be used ({reason}); give auto, cpu, cuda or mps.") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _workers(arguments: argparse.Namespace, num_files: int) -> int:
-    """Processes that pay: one batch is decoded here."""
-    batches = -(-num_files // arguments.batch_size)
-    if arguments.workers is not None:
-        return min(arguments.workers, batches)
-    return min(4, os.cpu_count() or 1, batches) if batches > 1 else 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
-    return int(text)

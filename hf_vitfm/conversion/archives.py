@@ -27,6 +27,7 @@ from .pickles import BombError, check_pickle
 # A file may describe this many times its own size (tied weights, zeros that compress well), and a little more.
 _MAX_GROWTH, _SLACK = 16, 2**22
 _ADVICE = "Fetch it again."
+_POINTER = b"version https://git-lfs"
 _LEGACY_PICKLES = 5  # of torch's older layout: two numbers, the machine, the content, the names of its storages
 _allowing = threading.Lock()  # the classes that torch allows in pickles are the process's
 
@@ -70,6 +71,7 @@ def read_whole_numbers(path) -> list[str]:
 
 def _guarded(path, read: Callable):
     name = Path(path).name
+    _check_pointer(path)
     try:
         return read()
     except (_RefusedError, OSError) as error:
@@ -84,6 +86,17 @@ def _guarded(path, read: Callable):
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(f"{name} is damaged or cut off ({reason}). {_ADVICE}") from error
+
+
+def _check_pointer(path) -> None:
+    """Say that a file is what `git clone` leaves in the place of a large one."""
+    with open(path, "rb") as file:
+        is_pointer = file.read(len(_POINTER)) == _POINTER
+    if is_pointer:
+        raise ValueError(
+            f"{Path(path).name} is a pointer of Git LFS and holds no weights: the repository was cloned without them. Run "
+            "`git lfs pull` in it, or fetch the repository with `hf download`."
+        )
 
 
 class _RefusedError(ValueError):

@@ -19,6 +19,7 @@ from .source import Source
 _BY_SIZE = sorted(
     MODEL_CLASSES, key=lambda known: (known.__name__ in ("ViTModel", "MAEModel"), known.__name__[:3] != "MAE")
 )
+_LONGEST = 200  # characters of a licence's name
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,17 @@ def _licence(place: Source, config: dict) -> str | None:
                 card = yaml.safe_load(parts[1])
             except yaml.YAMLError:
                 card = None
-            if isinstance(card, dict) and card.get("license"):
-                return str(card.get("license_name") or card["license"])
+            if isinstance(card, dict) and _one_line(card.get("license")):
+                return _one_line(card.get("license_name")) or _one_line(card["license"])
     pretrained = config.get("pretrained_cfg")
     licence = pretrained.get("license") if isinstance(pretrained, dict) else None
-    return str(licence) if licence else None
+    return _one_line(licence)
+
+
+def _one_line(value) -> str | None:
+    """A text, or several, as they can be shown; None for anything else: aliases in YAML nest without end."""
+    texts = value if isinstance(value, list) else [value]
+    if not value or not all(isinstance(text, str) for text in texts):
+        return None
+    text = ", ".join(texts)[:_LONGEST]
+    return "".join(char if char.isprintable() else " " for char in text)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ def export_checkpoint(
             message names the configuration field), or not be cut into shards. Nothing is written then.
         NotADirectoryError: if a file is where the directory should be.
     """
-    writers = find_writers(format, getattr(model.config, "model_type", None), type(model).__name__)
+    writers = find_writers(format, getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
     if max_shard_size is not None and format not in _SHARDED:
         raise ValueError(
             f"`max_shard_size` is for {' and '.join(_SHARDED)}; got {max_shard_size!r} for {format!r}, whose loaders read "
@@ -80,7 +81,7 @@ def find_writers(format: str, model_type: str | None, owner: str) -> list:
         names = sorted({known.name for known in FORMATS if model_type in known.writers}) or written_formats()
         raise ValueError(
             f"`format` must be one of {', '.join(names)} and the model one of this library's; got {format!r} and "
-            f"{owner}."
+            f"{owner}. This library's own format is written by `model.save_pretrained(directory)`."
         )
     return writers
 
@@ -95,7 +96,13 @@ def _check_weights(model) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:
             raise ValueError(
-                f"The weight {name!r} is on the meta device and has no values. Load the model's weights first."
+                f"The weight {name!r} is on the meta device and has no values here: it was never loaded, or is offloaded. "
+                'Load the whole model into memory, with `device_map="cpu"` if the accelerator is too small for it.'
+            )
+        if name.startswith(("_orig_mod.", "module.")):
+            raise ValueError(
+                f"The model is wrapped (at {name!r}), as `torch.compile` does. Export what it wraps: "
+                "`accelerator.unwrap_model(model)`, or `model._orig_mod`."
             )
         if ".base_layer." in name:
             raise ValueError(
@@ -125,6 +132,17 @@ def _parts(processing_class) -> tuple:
 
 
 def _save(path: Path, content: dict) -> None:
+    """Write one file by its suffix; what libraries raise of a full disk is an OSError."""
+    try:
+        _write_file(path, content)
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise OSError(
+            f"{path.name} cannot be written ({reason}). See whether the disk is full; nothing was changed."
+        ) from error
+
+
+def _write_file(path: Path, content: dict) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     elif path.suffix == ".safetensors":

@@ -13,9 +13,14 @@ from .archives import read_shapes, read_tensors, read_whole_numbers
 from .redact import harmless
 
 
-# In the order of preference.
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# In the order of preference, which is transformers'; an index stands for its shards.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_LONGEST_NAME = 500  # names are shown in messages
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 
 
@@ -92,6 +97,12 @@ class Weights:
         found: dict = {}
         for file in self.files:
             part = read(file)
+            strange = [name for name in part if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME]
+            if strange:
+                raise ValueError(
+                    f"{os.path.basename(file)} names a weight {strange[0][:50]!r}, which no model does: a name is a word of "
+                    f"1 to {_LONGEST_NAME} printable characters. The file is damaged, or meant to deceive."
+                )
             twice = sorted(found.keys() & part.keys())
             if twice:
                 raise ValueError(

@@ -5,18 +5,21 @@ from collections.abc import Mapping
 
 import torch
 
-from .files import INDEX_FILES, SINGLE_FILES
+from .files import WEIGHT_FILES
 from .source import Source
 
 
 # Fields that count layers and classes, and that name a type of numbers, in the configurations of all libraries.
 _LAYERS = ("num_hidden_layers", "decoder_num_hidden_layers", "layers", "depth")
 _CLASSES = ("num_labels", "num_classes")
+# What is not looked into for these: any word can be the name of a class.
+_DICTIONARIES = ("id2label", "label2id", "quantization_config")
 _DTYPES = ("dtype", "torch_dtype")
 # Many more classes than any data set has.
 _MAX_CLASSES = 10**6
 # A model may have this many times the numbers of its checkpoint (a new head, resized positions), and some more.
 _MAX_GROWTH, _SLACK = 2, 2**25
+_MAX_PACKED = 32  # weights in one number of a quantised checkpoint
 
 
 def check_config(config: Mapping, num_tensors: int) -> None:
@@ -31,7 +34,11 @@ def check_config(config: Mapping, num_tensors: int) -> None:
     """
     for name, value in config.items():
         is_number = isinstance(value, int | float)
-        if isinstance(value, Mapping) and name != "quantization_config":
+        if name in _DICTIONARIES:
+            if not isinstance(value, Mapping | None):
+                raise ValueError(f"The configuration says `{name}={value!r}`, which is no dictionary; it is damaged.")
+            _check_numbers(name, value or {})
+        elif isinstance(value, Mapping):
             check_config(value, num_tensors)
         elif name in _LAYERS and is_number and not 0 < value <= num_tensors:
             raise ValueError(
@@ -42,6 +49,15 @@ def check_config(config: Mapping, num_tensors: int) -> None:
             raise ValueError(f"The configuration says `{name}={value}`, which no model has; it is damaged.")
         elif name in _DTYPES and value is not None and not _is_float(value):
             raise ValueError(f"The configuration says `{name}={value!r}`, which is no type of weights; it is damaged.")
+
+
+def _check_numbers(name: str, value: Mapping) -> None:
+    """Refuse names of classes without numbers."""
+    wrong = [key for key in value if name == "id2label" and not str(key).isdecimal()]
+    if wrong:
+        raise ValueError(
+            f"The configuration's `id2label` has the key {str(wrong[0])[:50]!r}, which is no number of a class; it is damaged."
+        )
 
 
 def _is_float(name) -> bool:
@@ -94,14 +110,15 @@ def check_checkpoint(model_class: type, source, saved: dict, **where) -> None:
     Raises:
         ValueError: if so.
     """
-    if saved.get("quantization_config"):
-        return  # weights are packed
     place = Source(source, **{**where, "force_download": False})  # the loading that follows does that
-    if not any(map(place.find, SINGLE_FILES + INDEX_FILES)):
+    if not any(map(place.find, WEIGHT_FILES)):
         return  # adapters, variants: transformers knows more names of files, and says it if there is none
-    weights = place.weights(SINGLE_FILES + INDEX_FILES)
+    weights = place.weights(WEIGHT_FILES)
     check_config(saved, len(weights.shapes))
-    model = check_size(model_class, saved, count_values(weights.shapes))
+    is_packed = bool(saved.get("quantization_config"))
+    model = check_size(model_class, saved, count_values(weights.shapes) * (_MAX_PACKED if is_packed else 1))
+    if is_packed:
+        return  # in whole numbers
     prefix = f"{model.base_model_prefix}."
     parameters = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
     refuse_whole_numbers(source, [name for name in weights.whole_numbers() if name.removeprefix(prefix) in parameters])

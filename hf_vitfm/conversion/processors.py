@@ -37,6 +37,7 @@ def load_image_processor(source, image_size=None, source_format: str | None = No
         processor = _built(place, found, rest)
     else:
         processor = _transformers_image_processor(place, kwargs)
+    _check_sound(place, processor)
     if image_size is not None:
         _set_size(processor, image_size)
     return processor
@@ -67,6 +68,11 @@ def load_tokenizer(source, source_format: str | None = None, **kwargs):
 
 def _split(source, kwargs: dict) -> tuple[Source, dict]:
     """(the source, the arguments that do not say where it is)."""
+    if kwargs.get("trust_remote_code"):
+        raise ValueError(
+            "`trust_remote_code=True` is not taken here: no code of a checkpoint is run. For a class of its own use "
+            "transformers' `AutoImageProcessor` or `AutoTokenizer`, which run it when told to."
+        )
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
     return Source(source, **where), {name: value for name, value in kwargs.items() if name not in where}
 
@@ -87,11 +93,7 @@ def _built(place: Source, found: Detected, rest: dict):
         ValueError: if that is damaged.
     """
     try:
-        processor = found.format.image_processor(found.candidate.config, found.candidate.shapes, **rest)
-        numbers = [*processor.image_mean, *processor.image_std]
-        sides = [side for size in (processor.size, processor.crop_size) for side in dict(size or {}).values() if side]
-        is_sound = all(map(math.isfinite, numbers)) and min(processor.image_std) > 0
-        is_sound = is_sound and all(0 < side <= _MAX_SIDE for side in sides)
+        return found.format.image_processor(found.candidate.config, found.candidate.shapes, **rest)
     except (ImportError, OSError, ValueError):
         raise
     except Exception as error:  # what a wrong value raises depends on who uses it first
@@ -99,21 +101,58 @@ def _built(place: Source, found: Detected, rest: dict):
         raise ValueError(
             f"The preprocessing that {place.name!r} describes is damaged ({type(error).__name__}: {reason})."
         ) from error
-    if not is_sound:
-        raise ValueError(
-            f"The preprocessing that {place.name!r} describes is damaged: mean {processor.image_mean}, standard deviation "
-            f"{processor.image_std}, sizes {sides}."
-        )
-    return processor
+
+
+def _check_sound(place: Source, processor) -> None:
+    """Refuse numbers that no image can be prepared by, or that would make each of its pixels infinite.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    found = {name: getattr(processor, name, None) for name in ("image_mean", "image_std", "rescale_factor")}
+    if getattr(processor, "do_resize", False):
+        found["size"] = getattr(processor, "size", None)
+    if getattr(processor, "do_center_crop", False):
+        found["crop_size"] = getattr(processor, "crop_size", None)
+    for name, value in found.items():
+        try:
+            is_sound = value is None or _IS_SOUND[name](value)
+        except (TypeError, ValueError):  # no number at all
+            is_sound = False
+        if not is_sound:
+            raise ValueError(
+                f"The preprocessing that {place.name!r} describes is damaged: `{name}` is {str(value)[:200]}. Fetch its files "
+                "again, or build a processor, such as transformers' `ViTImageProcessor(size=...)`."
+            )
+
+
+def _is_size(size) -> bool:
+    sides = {name: side for name, side in dict(size).items() if side is not None}
+    largest = {name: _MAX_SIDE**2 if name.endswith("_pixels") else _MAX_SIDE for name in sides}
+    return bool(sides) and all(0 < side <= largest[name] for name, side in sides.items())
+
+
+def _numbers(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+_IS_SOUND = {
+    "image_mean": lambda value: all(map(math.isfinite, _numbers(value))),
+    "image_std": lambda value: all(0 < number < math.inf for number in _numbers(value)),
+    "rescale_factor": lambda value: 0 < value < math.inf,
+    "size": _is_size,
+    "crop_size": _is_size,
+}
 
 
 def _transformers_image_processor(place: Source, kwargs: dict):
     try:
-        processor = AutoImageProcessor.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
-    except OSError as error:
+        processor = AutoImageProcessor.from_pretrained(place.folder, **{**kwargs, **_NO_CODE, **place.cache_only()})
+    except (OSError, TypeError, ValueError) as error:
+        reason = "" if isinstance(error, OSError) else f" ({_short(error, kwargs)})"
         raise OSError(
             place.why_absent()
-            or f"{place.name!r} has no readable preprocessor_config.json. Save the processor beside the model "
+            or f"{place.name!r} has no readable preprocessor_config.json{reason}. Save the processor beside the model "
             "(`processor.save_pretrained(folder)`), or build one, such as transformers' `ViTImageProcessor(size=...)`."
         ) from error
     if getattr(processor, "rounds_center_crop", False) is not True:
@@ -128,16 +167,20 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
         "`hf_vitfm.data.tokenizers.train_tokenizer` makes one from captions."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**_NO_CODE, **kwargs, **place.cache_only()})
+        tokenizer = AutoTokenizer.from_pretrained(place.folder, **{**kwargs, **_NO_CODE, **place.cache_only()})
     except Exception as error:  # damaged files end in AttributeError, KeyError, and errors of no class of their own
-        short = next(iter(str(error).splitlines()), type(error).__name__)[:200]  # others list all classes there are
-        short = harmless(short, kwargs.get("token"))
+        short = _short(error, kwargs)
         reason = place.why_absent() or f"{place.name!r} has no tokenizer that can be read: {short} {advice}"
         raise OSError(reason) from error
     # Where files lack, transformers builds the class that config.json calls for, with special tokens and nothing else.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise OSError(f"{place.name!r} has no files of a tokenizer. {advice}")
     return tokenizer
+
+
+def _short(error: Exception, kwargs: dict) -> str:
+    """The beginning of an error's text, for some list all classes there are, without the token."""
+    return harmless(next(iter(str(error).splitlines()), type(error).__name__)[:200], kwargs.get("token"))
 
 
 def _set_size(processor, image_size) -> None:

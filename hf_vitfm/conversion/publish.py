@@ -25,7 +25,12 @@ def check_directory(directory) -> None:
 
     Raises:
         NotADirectoryError: if it, or what it would be made in, is no folder.
+        ValueError: if its name is empty.
     """
+    if not str(directory):
+        raise ValueError(
+            "`directory` must name a folder to write into; got an empty text. The working directory is '.'."
+        )
     directory = Path(directory)
     for path in (directory, *directory.parents):
         if os.path.lexists(path):

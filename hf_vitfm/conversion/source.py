@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor
 
-from .files import INDEX_FILES, SINGLE_FILES, SUFFIXES, Weights, check_link, check_source, shard_names
+from .files import SUFFIXES, WEIGHT_FILES, Weights, check_link, check_source, shard_names
 from .redact import harmless
 
 
@@ -27,8 +27,8 @@ WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision",
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # The weight files of each configuration file, in the order of preference.
 _CONFIGS = {
-    "config.json": SINGLE_FILES + INDEX_FILES,
-    "open_clip_config.json": OPEN_CLIP_FILES + SINGLE_FILES + INDEX_FILES,
+    "config.json": WEIGHT_FILES,
+    "open_clip_config.json": OPEN_CLIP_FILES + WEIGHT_FILES,
 }
 # What training leaves beside the weights, under the suffix of weights.
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|ema)\.\w+")
@@ -75,7 +75,7 @@ class Candidate:
         Raises:
             FileNotFoundError: if there are none.
         """
-        return self.source.weights(_CONFIGS.get(self.config_file, SINGLE_FILES + INDEX_FILES + OPEN_CLIP_FILES))
+        return self.source.weights(_CONFIGS.get(self.config_file, WEIGHT_FILES + OPEN_CLIP_FILES))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU."""

@@ -68,13 +68,27 @@ def load_images(
         ValueError: if no images are found, a file is corrupt, or the columns of images or labels are not clear.
         ImportError: if `datasets` is not installed.
     """
+    if not labels and label_column:
+        raise ValueError(f"`label_column` {label_column} goes with labels; got `labels=False`.")
+    name = label_column if isinstance(label_column, str) else None
+    columns = {"image_column": image_column, "label_column": name}
+    splits = open_splits(source, columns, labels, revision, config_name)
+    return arrange_columns(splits, image_column, label_column, labels)
+
+
+def arrange_columns(
+    splits: dict[str, "Dataset"],
+    image_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    labels: bool = True,
+) -> "DatasetDict":
+    """Give splits, with the columns that they were stored with, the columns `image` and `label`.
+
+    The other arguments, the result and the errors are those of `load_images`.
+    """
     datasets = require_datasets()
     names = None if isinstance(label_column, str) or label_column is None else list(label_column)
     label_column = None if names else label_column
-    if not labels and (names or label_column):
-        raise ValueError(f"`label_column` {names or label_column} goes with labels; got `labels=False`.")
-    columns = {"image_column": image_column, "label_column": label_column}
-    splits = open_splits(source, columns, labels, revision, config_name)
     features = next(iter(splits.values())).features
     image_column = find_image_column(datasets, features, image_column)
     if labels and not names:

@@ -4,6 +4,7 @@ Paths are what fsspec opens: local ones, URLs, `hf://datasets/...`. A shard hold
 worker processes. Nothing is ever extracted to disk.
 """
 
+import io
 import json
 import logging
 import tarfile
@@ -15,8 +16,8 @@ from .columns import CAPTION_NAMES, LABEL_NAMES
 from .sources.splits import IMAGE_SUFFIXES
 
 
-# Members of a tar beside the image: a class, a dictionary with a class, a caption (the conventions of webdataset).
-_TAR_FIELDS = ("image", "cls", "json", "txt")
+# Members of a tar beside the image: a class, a dictionary with a class, a caption, numbers (the conventions of webdataset).
+_TAR_FIELDS = ("image", "cls", "json", "txt", "npy")
 # Columns that a field of a `.json` does not become: they would pass for the image, or for a label that was not named.
 _RESERVED = ("image", "pixel_values", "label", "labels")
 
@@ -139,7 +140,7 @@ class TarShard:
     Args:
         path: the file, not compressed.
         label_column: field of the `.json` that is the label where there is no `.cls`; by default label, labels, class
-            or target.
+            or target. "npy" takes the numbers of the `.npy`, one per class, as clip-benchmark stores several labels.
         caption_column: field of the `.json` that is the caption, or "txt"; by default the `.txt`, or else the first of
             `hf_vitfm.data.columns.CAPTION_NAMES`.
 
@@ -246,7 +247,23 @@ class TarShard:
             row |= {} if label is None else {"label": label}
         label, text = (self._text(file, number, field) for field in ("cls", "txt"))
         row |= {} if label is None else {"label": label}
+        if self._label_names == ("npy",):  # otherwise it may be anything, such as an embedding
+            row |= self._vector(file, number)
         return {**row, "caption": self._caption(row, text)}
+
+    def _vector(self, file: BinaryIO, number: int) -> dict:
+        content = self._data(file, number, "npy")
+        if content is None:
+            return {}
+        try:
+            values = np.load(io.BytesIO(content), allow_pickle=False)
+            if values.ndim != 1 or values.dtype.kind not in "biuf":
+                raise ValueError(f"it holds {values.dtype} of shape {values.shape}")
+        except (EOFError, ValueError) as error:
+            raise ValueError(
+                f"the .npy of {self._members[number].decode()} in {self.path} is no row of numbers: {error}."
+            ) from error
+        return {"label": values.astype(float).tolist()}
 
     def _text(self, file: BinaryIO, number: int, field: str) -> str | None:
         content = self._data(file, number, field)

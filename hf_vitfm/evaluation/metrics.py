@@ -150,6 +150,55 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     return (_true_rank(logits, labels.unsqueeze(-1)) < k).double().mean().item()
 
 
+@torch.no_grad()
+def mean_per_class_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean of the top-1 accuracies of the classes that occur; CLIP's metric for unbalanced test sets.
+
+    Args:
+        logits: (rows, classes).
+        labels: (rows,) integer class indices. Ties are broken as in `summarize_logits`.
+
+    Returns:
+        A fraction in 0..1.
+
+    Raises:
+        ValueError: if a label is out of range, or the shapes do not fit.
+    """
+    labels = _check_logits(logits, labels)
+    right = (_true_rank(logits, labels.unsqueeze(-1)) == 0).squeeze(-1).double()
+    counts, hits = torch.bincount(labels), torch.bincount(labels, weights=right)
+    return (hits / counts)[counts > 0].mean().item()
+
+
+def roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the receiver operating characteristic: how often a positive row scores above a negative one.
+
+    Equal scores count half. A NaN is below everything among the positive rows and above it among the others.
+
+    Args:
+        scores: (rows,) any monotonous function of the probability.
+        truth: (rows,) booleans.
+
+    Returns:
+        A fraction in 0..1; 0.5 is chance.
+
+    Raises:
+        ValueError: if either kind of row is missing.
+    """
+    scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=bool)
+    num_positive = int(truth.sum())
+    num_negative = len(truth) - num_positive
+    if scores.shape != truth.shape or not num_positive or not num_negative:
+        raise ValueError(
+            f"ROC AUC compares positive and negative rows, at least one of each; got {num_positive} and "
+            f"{num_negative}, and {scores.shape} scores."
+        )
+    scores = np.where(np.isnan(scores), np.where(truth, -np.inf, np.inf), scores)
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # from 1; equal scores share the mean of their ranks (Mann-Whitney)
+    return float((ranks[place][truth].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
 def _true_rank(logits: Tensor, index: Tensor) -> Tensor:
     """(rows, 1) number of classes that come before the class `index` (rows, 1)."""
     true_logit = logits.gather(-1, index)

@@ -63,15 +63,68 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float | None:
     Returns:
         A fraction in 0..1, or None without a positive row.
     """
-    if not truth.any():
+    hits, precision = _precision_steps(scores, truth)
+    return float(np.sum(np.diff(hits, prepend=0) * precision) / hits[-1]) if hits.size else None
+
+
+def eleven_point_precision(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """VOC2007's average precision: the mean of the best precision at a recall of at least 0, 0.1, ..., 1.
+
+    Rows of equal score enter together, and a NaN is never rewarded, as in `average_precision`.
+
+    Args:
+        scores: (rows,) any monotonous function of the probability; VOC's rows that are difficult for the class are to be
+            left out.
+        truth: (rows,) booleans.
+
+    Returns:
+        A fraction in 0..1, or None without a positive row.
+    """
+    hits, precision = _precision_steps(scores, truth)
+    if not hits.size:
         return None
+    # Whole numbers: 0.1 * 3 in floating point is above 3 / 10.
+    return float(np.mean([precision[10 * hits >= tenth * hits[-1]].max() for tenth in range(11)]))
+
+
+def mean_eleven_point_precision(scores: Tensor, targets: Tensor) -> float:
+    """Mean over the classes of VOC2007's 11-point average precision.
+
+    Args:
+        scores: (rows, classes), of each class on its own: a softmax over the classes would change the order of rows.
+        targets: (rows, classes) of 1, 0 and -1; rows of -1 are left out for that class (VOC's difficult ones).
+
+    Returns:
+        A fraction in 0..1.
+
+    Raises:
+        ValueError: if the shapes differ or no class has a positive row.
+    """
+    if scores.ndim != 2 or scores.shape != targets.shape:
+        raise ValueError(
+            f"`scores` and `targets` must both be (rows, classes); got {tuple(scores.shape)} and {tuple(targets.shape)}."
+        )
+    scores, targets = scores.detach().cpu().double().numpy(), targets.detach().cpu().numpy()
+    known = targets >= 0
+    precisions = [
+        eleven_point_precision(scores[known[:, k], k], targets[known[:, k], k] == 1) for k in range(scores.shape[1])
+    ]
+    precisions = [value for value in precisions if value is not None]
+    if not precisions:
+        raise ValueError("No class has a positive row, so there is no average precision. Check the targets.")
+    return float(np.mean(precisions))
+
+
+def _precision_steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positive rows found and precision at every threshold, from the highest; both empty without a positive row."""
+    if not truth.any():
+        return np.empty(0), np.empty(0)
     scores = np.where(np.isnan(scores), np.where(truth, -np.inf, np.inf), scores)
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(truth[order])
     # Only the last row of each run of equal scores is a threshold.
     ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
-    precision = hits[ends] / (ends + 1)
-    return float(np.sum(np.diff(hits[ends], prepend=0) * precision) / hits[-1])
+    return hits[ends], hits[ends] / (ends + 1)
 
 
 def _check(logits: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,8 @@ class ZeroShotClassifier:
                 process alone.
             cache_dir: folder that keeps the weights under a key of the text tower, the prompts' tokens and classes, the
                 precision and the versions of the libraries: the same request is then read from there.
-            source: where names and templates come from, for the classifier's provenance.
+            source: where names and templates come from. With it or `cache_dir` the classifier's provenance has
+                fingerprints of the text tower's weights and of the tokens too.
 
         Raises:
             ValueError: if a name or a template is not as it should be (`write_prompts`), the model has no text features,
@@ -89,7 +90,12 @@ class ZeroShotClassifier:
         """
         prompts = write_prompts(classnames, templates)
         inputs, owners = tokenize_prompts(model, tokenizer, list(prompts)), list(prompts.values())
-        provenance = _provenance(model, tokenizer, inputs, source)
+        provenance = _provenance(model, tokenizer, source)
+        if (
+            source is not None or cache_dir is not None
+        ):  # not in training: to gather and hash the weights takes a while
+            provenance["model_fingerprint"] = fingerprint_model(model, _IMAGE_PARTS)
+            provenance["tokens_fingerprint"] = fingerprint_values(inputs)
         weight = next(model.parameters())
         file = None
         if cache_dir is not None:
@@ -197,15 +203,11 @@ def _average(
     return {"weights": F.normalize(sums, dim=1).T.contiguous().to(dtype)}
 
 
-def _provenance(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", inputs: dict[str, Tensor], source: str | None
-) -> dict[str, str]:
+def _provenance(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", source: str | None) -> dict[str, str]:
     given = {} if source is None else {"source": source}
     return given | {
         "model": _name(model, getattr(model.config, "name_or_path", None)),
-        "model_fingerprint": fingerprint_model(model, _IMAGE_PARTS),
         "tokenizer": _name(tokenizer, getattr(tokenizer, "name_or_path", None)),
-        "tokens_fingerprint": fingerprint_values(inputs),
     }
 
 

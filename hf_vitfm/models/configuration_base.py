@@ -39,6 +39,8 @@ TRANSFORMERS_KEYS = {
     "use_cache",
     "quantization_config",
 }
+# Arguments of the loading, for its caller alone to give: the name of a Hub repository there has its code fetched and run.
+OF_THE_CALLER = {"attn_implementation", "experts_implementation"}
 
 
 def parse_variant(variant: str) -> dict:
@@ -73,9 +75,11 @@ class VitfmConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """Read a saved dictionary; a key that this version does not know is left out, with a warning.
 
+        So are names of attention functions, which can stand for code on the Hub; they are given to `from_pretrained`.
+
         Fields among the keywords replace saved ones and are checked with them.
         """
-        unknown = cls._unknown(config_dict)
+        unknown = sorted({*cls._unknown(config_dict), *(OF_THE_CALLER & set(config_dict))})
         if unknown:
             logger.warning(
                 f"The saved configuration has fields that this version does not know and leaves out: {', '.join(unknown)}."

@@ -7,7 +7,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_base import VitfmConfig, VitfmEncoderConfig, VitfmVisionConfig, parse_variant
+from .configuration_base import OF_THE_CALLER, VitfmConfig, VitfmEncoderConfig, VitfmVisionConfig, parse_variant
 
 
 # The text towers beside the vision towers of Table 20 of the paper; the width is that of the joint space too.
@@ -245,4 +245,5 @@ def _read_tower(saved: dict | PreTrainedConfig | None, changes: dict, own: type)
     if model_type == own.model_type:
         own.refuse_unknown(changes)  # transformers would leave them out in silence
         return own.from_dict(saved, **{name: value for name, value in changes.items() if name != "model_type"})
+    saved = {name: value for name, value in saved.items() if name not in OF_THE_CALLER}
     return _tower_config({**saved, **changes}, own)

@@ -274,7 +274,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
             if os.path.isfile(os.path.join(source, where.get("subfolder") or "", "config.json")):
                 raise
             return {}  # of a foreign format, or not there, which the package for those says
-        except (AttributeError, RuntimeError, TypeError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise OSError(damaged) from error
         if not isinstance(saved, dict):
             raise OSError(damaged)

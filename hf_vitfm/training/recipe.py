@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from ..conversion.formats import OURS, TRANSFORMERS
 from ..conversion.source import Source
 from ..data.datasets import load_images
 from ..data.labels import count_unlabelled
-from ..data.samples import SAMPLE_NAMES
-from ..data.sources.stream import HUB_ID, open_stream
+from ..data.sources.stream import open_stream
 from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
+from .sources import shareable_source
 from .sweep import SweepArguments
 from .targets import HEADS, hold_out
 
@@ -42,7 +43,6 @@ SMOKE_MODEL = {
 }
 SMOKE_ROWS = 32
 SMOKE_HOLDOUT = 0.25
-LOCAL = "a local path"  # in run.json, in the place of the path
 _ONLY_TOLD = ("title", "license", "credit", "keep_in_memory")  # these choose no rows
 EVALUATION_SPLITS = ("validation", "test")  # where none is named, the first one that is there
 SMOKE_TRAINING = {
@@ -257,12 +257,6 @@ class DataArguments(RowArguments):
             )
 
 
-def shareable_source(dataset: str) -> str:
-    """The name of a data set as others can open it; a place on this machine is not told."""
-    is_here = dataset not in SAMPLE_NAMES and Path(dataset).expanduser().exists()
-    return LOCAL if is_here or not (dataset in SAMPLE_NAMES or HUB_ID.fullmatch(dataset)) else dataset
-
-
 def read_names(names: Sequence[str], field_name: str) -> list[str]:
     """Texts that a recipe lists, or the lines of the text file that it names.
 
@@ -427,6 +421,18 @@ def _is_foreign_vit(checkpoint: str, vit_class: type) -> bool:
         return False
 
 
+def find_classifier_class(checkpoint: str, vit_class: type = ViTForImageClassification) -> tuple[type, Any]:
+    """What a checkpoint is fine-tuned as: `vit_class` or an Auto class, and its configuration (None: not transformers').
+
+    Raises:
+        OSError: if it has no configuration that can be read, or cannot be reached.
+        ValueError: if its configuration is of no known architecture.
+    """
+    config = None if _is_foreign_vit(checkpoint, vit_class) else AutoConfig.from_pretrained(checkpoint)
+    is_vit = config is None or config.model_type in VIT_TYPES
+    return vit_class if is_vit else AutoModelForImageClassification, config
+
+
 def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassification, **fields):
     """Load an image classifier with a new head; every other weight has to come from the checkpoint.
 
@@ -443,12 +449,10 @@ def load_for_fine_tuning(checkpoint: str, vit_class: type = ViTForImageClassific
         ValueError: if weights other than the head's are missing or have another shape.
     """
     check_source(checkpoint)
-    config = None if _is_foreign_vit(checkpoint, vit_class) else AutoConfig.from_pretrained(checkpoint)
-    if config is None or config.model_type in VIT_TYPES:
+    model_class, config = find_classifier_class(checkpoint, vit_class)
+    if model_class is vit_class:
         fields.setdefault("representation_size", None)  # fine-tuning drops the pre-logits layer (ViT, section 3.2)
-        model_class = vit_class
     else:
-        model_class = AutoModelForImageClassification
         if not hasattr(config, "image_size"):
             fields.pop("image_size", None)  # convolutions take any size
         unknown = [name for name in fields if not hasattr(config, name)]

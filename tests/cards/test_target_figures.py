@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_vitfm.cards import canvas, figures, target_figures
-from hf_vitfm.cards.target_figures import draw_average_precision, draw_scatter
+from hf_vitfm.cards.target_figures import draw_average_precision, draw_class_accuracy, draw_scatter
 
 
 def size(path) -> tuple[int, int]:
@@ -49,6 +49,19 @@ def test_bars_of_nothing_are_an_error(tmp_path):
     with pytest.raises(ValueError):
         draw_average_precision({"a": 0.5}, [], tmp_path / "bars.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bars_of_a_confusion_matrix_are_the_shares_that_are_right(tmp_path):
+    areas = [
+        shade(draw_class_accuracy([[right, 4 - right], [4 - right, right]], ["a", "b"], tmp_path / "bars.png"), BLUE)
+        for right in (1, 2, 4)
+    ]
+    assert areas[1] / areas[0] == pytest.approx(2, rel=0.1) and areas[2] / areas[0] == pytest.approx(4, rel=0.1)
+    never = draw_class_accuracy(np.array([[0, 3, 0], [0, 2, 0], [0, 0, 0]]), ["a", "b", "c"], tmp_path / "never.png")
+    assert shade(never, BLUE) > 0
+    for confusion, names in ((np.zeros((2, 2)), ["a", "b"]), (np.eye(2), ["a"]), (np.ones((1, 2)), ["a"])):
+        with pytest.raises(ValueError, match="square with one name per class"):
+            draw_class_accuracy(confusion, names, tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("outputs", [1, 4, 9])

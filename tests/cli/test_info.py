@@ -124,3 +124,19 @@ def test_what_cannot_be_read_is_an_error_with_its_reason(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "swin"}))
     assert main(["info", str(tmp_path)]) == 2
     assert "load it with transformers' `SwinModel`" in capsys.readouterr().err
+
+
+def test_licence_is_shown_in_one_line_and_never_unfolded(tmp_path, capsys):
+    transformers.ViTModel(transformers.ViTConfig(**FIELDS)).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text('---\nlicense: "mit\\e[2J\\nformat  fake"\n---\n')
+    main(["info", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "mit" in out and "\x1b" not in out and "\nformat  fake" not in out
+    names = "abcdefghijkl"
+    rows = [
+        f"{name}: &{name} [{', '.join(['*' + before] * 9)}]" for before, name in zip(names, names[1:], strict=False)
+    ]
+    bomb = "\n".join(["a: &a [x]", *rows, "license: *l"])  # 9^11 times x
+    (tmp_path / "README.md").write_text(f"---\n{bomb}\n---\n")
+    main(["info", str(tmp_path)])
+    assert "not stated" in capsys.readouterr().out

@@ -65,3 +65,18 @@ def test_weights_that_share_their_memory_are_written_twice(tmp_path):
     layer.norm2.weight = layer.norm1.weight
     found = ViTForImageClassification.from_pretrained(export_checkpoint(model, tmp_path)).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("format", ["transformers", "mae"])
+def test_wrapped_models_are_refused_by_what_wraps_them(tmp_path, format):
+    model = ViTForImageClassification(tiny_config())
+    with pytest.raises(ValueError, match="is wrapped .*unwrap_model"):
+        export_checkpoint(torch.compile(model), tmp_path / "x", format)
+    with pytest.raises(ValueError, match="DataParallel"):
+        export_checkpoint(torch.nn.DataParallel(model), tmp_path / "x", format)
+    assert not (tmp_path / "x").exists()
+
+
+def test_our_own_format_is_said_to_be_written_elsewhere(tmp_path):
+    with pytest.raises(ValueError, match="got 'hf_vitfm'.*`model.save_pretrained"):
+        export_checkpoint(ViTForImageClassification(tiny_config()), tmp_path / "x", "hf_vitfm")

@@ -5,15 +5,17 @@ import os
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
+from transformers import ViTConfig
 
 from hf_vitfm import ViTModel
-from hf_vitfm.conversion.files import INDEX_FILES, SINGLE_FILES
+from hf_vitfm.conversion.files import WEIGHT_FILES
 from hf_vitfm.conversion.source import Source
 
 
 def read_state_dict(folder):
-    return Source(folder).weights(SINGLE_FILES + INDEX_FILES).state_dict()
+    return Source(folder).weights(WEIGHT_FILES).state_dict()
 
 
 @pytest.fixture
@@ -51,10 +53,39 @@ def test_shards_are_read(tmp_path, tensors, suffix):
     assert_same(read_state_dict(tmp_path), tensors)
 
 
+def test_shards_of_safetensors_are_preferred_to_one_pickle_as_transformers_does(tmp_path):
+    config = ViTConfig(image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    theirs = transformers.ViTModel(config)
+    theirs.save_pretrained(tmp_path, max_shard_size="1KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    torch.save(
+        {name: torch.zeros_like(tensor) for name, tensor in theirs.state_dict().items()},
+        tmp_path / "pytorch_model.bin",
+    )
+    expected = transformers.ViTModel.from_pretrained(tmp_path).layernorm.weight
+    assert torch.equal(ViTModel.from_pretrained(tmp_path).layernorm.weight, expected)
+    assert expected.any()
+
+
 def test_safetensors_are_preferred(tmp_path, tensors):
     save_file(tensors, tmp_path / "model.safetensors")
     torch.save({"other": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     assert_same(read_state_dict(tmp_path), tensors)
+
+
+@pytest.mark.parametrize("name", ["", "\x1b[2Jhead", "a\nb", "head" * 1000, "\u202eflipped"])
+def test_names_that_would_garble_a_message_are_refused_in_few_words(tmp_path, tensors, name):
+    save_file({**tensors, name: torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="names a weight .*, which no model does") as raised:
+        read_state_dict(tmp_path)
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "jax.npz"])
+def test_pointer_that_a_clone_left_says_how_to_get_the_weights(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 346000000\n")
+    with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS .*`git lfs pull`"):
+        read_state_dict(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

@@ -6,7 +6,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from hf_vitfm import ViTForImageClassification, load_image_processor, load_tokenizer
+from hf_vitfm import ViTForImageClassification, export_checkpoint, load_image_processor, load_tokenizer
 from tests.tiny import tiny_config
 
 
@@ -103,6 +103,41 @@ def test_damaged_preprocessor_config_is_an_error(tmp_path):
 # Tokenizers
 
 
+NONSENSE = [
+    ("size", {"height": 0, "width": 0}),
+    ("size", {"height": -5, "width": 16}),
+    ("size", {"height": 10**6, "width": 10**6}),
+    ("size", "big"),
+    ("crop_size", {"height": 0, "width": 0}),
+    ("image_std", [0.5, 0.0, 0.5]),
+    ("image_std", [-1.0, -1.0, -1.0]),
+    ("image_std", "x"),
+    ("image_mean", [float("nan")] * 3),
+    ("rescale_factor", 0),
+    ("rescale_factor", float("inf")),
+    ("image_processor_type", "os.system"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), NONSENSE)
+def test_preprocessing_that_no_image_survives_is_refused_when_it_is_loaded(tmp_path, field, value):
+    transformers.CLIPImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises((OSError, ValueError)) as raised:
+        load_image_processor(tmp_path)
+    message = str(raised.value)
+    assert str(tmp_path) in message and "build" in message and len(message) < 700
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTImageProcessor", "ConvNextImageProcessor", "Siglip2ImageProcessor", "BlipImageProcessor"]
+)
+def test_sound_preprocessing_of_any_library_model_is_not_refused(tmp_path, name):
+    getattr(transformers, name)().save_pretrained(tmp_path)
+    assert type(load_image_processor(tmp_path)).__name__.startswith(name)
+
+
 def clip_tokenizer():
     tokens = {token: i for i, token in enumerate(["a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"])}
     return transformers.CLIPTokenizer(tokens, [])
@@ -152,3 +187,22 @@ def test_code_beside_a_processor_is_refused_without_asking(tmp_path, monkeypatch
     with pytest.raises((ValueError, OSError), match="custom code|no tokenizer that can be read"):
         load(tmp_path)
     assert not asked
+
+
+@pytest.mark.parametrize("load", (load_image_processor, load_tokenizer))
+def test_nobody_can_ask_for_code_of_a_checkpoint(tmp_path, load):
+    (tmp_path / "mine.py").write_text("raise SystemExit('code of the checkpoint ran')")
+    auto_map = {"AutoImageProcessor": "mine.Mine", "AutoTokenizer": ["mine.Mine", None]}
+    for name in ("preprocessor_config.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps({"auto_map": auto_map}))
+    with pytest.raises(ValueError, match="no code of a checkpoint is run"):
+        load(tmp_path, trust_remote_code=True)
+    with pytest.raises((OSError, ValueError)):
+        load(tmp_path)
+
+
+def test_a_folder_without_a_name_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must name a folder to write into"):
+        export_checkpoint(ViTForImageClassification(tiny_config()), "")
+    assert not list(tmp_path.iterdir())

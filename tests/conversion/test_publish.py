@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -105,6 +106,24 @@ def test_second_waits_while_the_first_moves_its_files(tmp_path, monkeypatch):
     go_on.set()
     first.join(60), second.join(60)
     assert content(tmp_path) == {"a.bin": b"second", "config.json": b"second"}
+
+
+@pytest.mark.parametrize("format", ["transformers", "mae", "jax"])
+def test_disk_without_room_is_an_oserror_and_leaves_nothing(tmp_path, format):
+    resource = pytest.importorskip("resource")
+    kept = tmp_path / "kept.txt"
+    kept.write_text("kept")
+    activation = "gelu_pytorch_tanh" if format == "jax" else "gelu"
+    model = ViTForImageClassification(tiny_config(hidden_act=activation, layer_norm_eps=1e-6))
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="model|checkpoint|too large"):
+            export_checkpoint(model, tmp_path, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "dangling"])

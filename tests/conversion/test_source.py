@@ -309,6 +309,32 @@ def test_configuration_far_larger_than_its_weights_is_refused_at_once(folder, tm
             (place / "config.json").write_text(original)
 
 
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": 10**6}, {"intermediate_size": 10**12}])
+def test_claim_of_quantised_weights_lets_no_such_configuration_through(tmp_path, fields):
+    ViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", quantization_config={"quant_method": "none of transformers'"}, **fields)
+    with pytest.raises(ValueError, match="they do not belong together"):
+        ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("id2label", {"cat": "0"}), ("id2label", ["cat"]), ("quantization_config", "int8")]
+)
+def test_damaged_dictionaries_of_a_configuration_are_named(folder, tmp_path, field, value):
+    own = tmp_path / "own"
+    ViTForImageClassification(tiny_config()).save_pretrained(own)
+    for place in (folder, own):
+        edit(place / "config.json", **{field: value})
+        with pytest.raises(ValueError, match=f"The configuration.*`{field}.*it is damaged"):
+            ViTForImageClassification.from_pretrained(place)
+
+
+def test_class_may_be_called_as_a_field_is(folder):
+    edit(folder / "config.json", id2label={"0": "layers", "1": "depth"}, label2id={"layers": 0, "depth": 1})
+    model = ViTForImageClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert model.config.label2id == {"layers": 0, "depth": 1}
+
+
 def test_weights_that_are_whole_numbers_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights["vit.layernorm.weight"] = weights["vit.layernorm.weight"].to(torch.int32)

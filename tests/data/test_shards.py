@@ -6,6 +6,7 @@ import pickle
 import tarfile
 
 import fsspec
+import numpy as np
 import pytest
 
 from hf_vitfm.data.decode import BadImageError, decode_image
@@ -101,6 +102,15 @@ def test_members_of_a_row_share_their_name_up_to_the_first_dot(tmp_path):
 def test_the_field_with_the_label_can_be_named(tmp_path):
     write_tar(tmp_path / "a.tar", {"1.png": b"", "1.json": {"label": "x", "species": "emu"}})
     assert TarShard(str(tmp_path / "a.tar"), "species").read(0, 1)[0]["label"] == "emu"
+
+
+def test_numbers_beside_an_image_are_labels_only_where_asked(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([0, 1, 1], dtype=np.int8))
+    write_tar(tmp_path / "a.tar", {"0.png": grey_png(0), "0.npy": buffer.getvalue(), "1.png": grey_png(1)})
+    assert "label" not in TarShard(str(tmp_path / "a.tar")).read_fields()[0]  # they may be an embedding
+    rows = TarShard(str(tmp_path / "a.tar"), label_column="npy").read_fields()
+    assert rows[0]["label"] == [0.0, 1.0, 1.0] and "label" not in rows[1]
 
 
 def test_links_and_paths_that_lead_elsewhere_are_harmless(tmp_path):

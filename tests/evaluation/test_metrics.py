@@ -7,7 +7,14 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from hf_vitfm.evaluation.metrics import classification_metrics, confusion_matrix, summarize_logits, top_k_accuracy
+from hf_vitfm.evaluation.metrics import (
+    classification_metrics,
+    confusion_matrix,
+    mean_per_class_accuracy,
+    roc_auc,
+    summarize_logits,
+    top_k_accuracy,
+)
 
 
 CLASSES = 7
@@ -178,3 +185,19 @@ def test_without_evaluate_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match="pip install evaluate"):
         import hf_vitfm.evaluation.evaluate_metrics  # noqa: F401
+
+
+def test_mean_per_class_and_roc_auc_agree_with_scikit_learn(batch):
+    logits, labels = batch
+    expected = sklearn_metrics.balanced_accuracy_score(labels, logits.argmax(-1))
+    assert mean_per_class_accuracy(logits, labels) == pytest.approx(expected, abs=1e-12)
+    few = labels < 4  # classes that do not occur do not count
+    expected = sklearn_metrics.recall_score(
+        labels[few], logits[few].argmax(-1), labels=range(4), average="macro", zero_division=0
+    )
+    assert mean_per_class_accuracy(logits[few], labels[few]) == pytest.approx(expected, abs=1e-12)
+    truth, scores = (labels == 2).numpy(), (2 * logits[:, 2]).round().numpy()  # many equal ones
+    assert roc_auc(scores, truth) == pytest.approx(sklearn_metrics.roc_auc_score(truth, scores), abs=1e-12)
+    assert roc_auc([math.nan, 1.0, math.nan, 0.0], [True, True, False, False]) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="at least one of each; got 200 and 0"):
+        roc_auc(scores, np.ones(200))

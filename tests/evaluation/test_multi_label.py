@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score, log_loss
+from sklearn.metrics import average_precision_score, f1_score, log_loss, precision_recall_curve
 
-from hf_vitfm.evaluation.multi_label import average_precision, multi_label_metrics
+from hf_vitfm.evaluation.multi_label import (
+    average_precision,
+    eleven_point_precision,
+    mean_eleven_point_precision,
+    multi_label_metrics,
+)
 
 
 NAMES = list("abcdef")
@@ -78,3 +83,30 @@ def test_nan_scores_are_never_rewarded():
 def test_bad_input_is_named(logits, targets, message):
     with pytest.raises(ValueError, match=message):
         multi_label_metrics(logits, targets, NAMES)
+
+
+def test_eleven_points_are_the_best_precisions_from_each_recall_on():
+    # Found in the order 1 0 1 0 0 1 0 1 1 0: precisions at the positives are 1, 2/3, 3/6, 4/8, 5/9 at recalls 0.2 to 1.
+    truth = np.array([1, 0, 1, 0, 0, 1, 0, 1, 1, 0], dtype=bool)
+    scores = np.linspace(1, 0, 10)
+    expected = (3 * 1 + 2 * 2 / 3 + 6 * 5 / 9) / 11
+    assert eleven_point_precision(scores, truth) == pytest.approx(expected, abs=1e-12)
+    assert eleven_point_precision(scores, np.zeros(10, dtype=bool)) is None
+    assert eleven_point_precision(np.zeros(10), truth) == pytest.approx(0.5)  # one run of equal scores
+    assert eleven_point_precision(np.where(truth, np.nan, 0.0), truth) == pytest.approx(0.5)
+
+
+def test_mean_of_eleven_points_agrees_with_scikit_learns_curve_without_difficult_rows(batch):
+    logits, targets = batch
+    targets = targets.clone()
+    targets[::7, 2], targets[5:30, 4] = -1, -1
+    expected = []
+    for k in range(6):
+        known = targets[:, k] >= 0
+        precision, recall, _ = precision_recall_curve(targets[known, k], logits[known, k])
+        expected.append(np.mean([precision[:-1][recall[:-1] >= t / 10 - 1e-12].max() for t in range(11)]))
+    assert mean_eleven_point_precision(logits, targets) == pytest.approx(np.mean(expected), abs=1e-12)
+    with pytest.raises(ValueError, match="No class"):
+        mean_eleven_point_precision(logits, torch.zeros_like(targets))
+    with pytest.raises(ValueError, match="must both be"):
+        mean_eleven_point_precision(logits, targets[:, :2])

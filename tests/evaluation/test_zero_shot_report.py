@@ -150,15 +150,18 @@ def test_a_classifier_comes_back_with_where_it_is_from(tmp_path):
 
 def test_a_model_is_known_by_its_weights_and_never_by_its_path(tmp_path):
     model = make_model()
-    first = build(model).provenance
+    assert "model_fingerprint" not in build(model).provenance  # which training does without
+    first = build(model, source="here").provenance
     model.save_pretrained(tmp_path / "private")
     loaded = CLIPModel.from_pretrained(tmp_path / "private").double()
-    assert build(loaded).provenance == first and "private" not in str(first)
+    assert build(loaded, source="here").provenance == first and "private" not in str(first)
     model.visual_projection.weight.data.zero_()
-    assert build(model).provenance == first
+    assert build(model, source="here").provenance == first
     model.text_projection.weight.data[0, 0] += 1
-    assert build(model).provenance["model_fingerprint"] != first["model_fingerprint"]
-    assert build(model, templates=["{}"]).provenance["tokens_fingerprint"] != first["tokens_fingerprint"]
+    assert build(model, source="here").provenance["model_fingerprint"] != first["model_fingerprint"]
+    assert (
+        build(model, source="here", templates=["{}"]).provenance["tokens_fingerprint"] != first["tokens_fingerprint"]
+    )
 
 
 def test_files_that_are_no_classifiers_are_refused(tmp_path):

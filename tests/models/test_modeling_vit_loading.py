@@ -236,6 +236,21 @@ def test_damaged_config_is_called_by_its_name(folder):
         ViTForImageClassification.from_pretrained(folder)
 
 
+def test_number_of_endless_digits_in_a_config_is_refused_by_the_files_name(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"hidden_size": 32', f'"hidden_size": {"9" * 5000}'))
+    with pytest.raises(OSError, match="config.json of .* Fetch it again"):
+        ViTForImageClassification.from_pretrained(folder)
+
+
+def test_saved_file_cannot_choose_an_attention_function_from_the_hub(folder):
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**saved, "attn_implementation": "kernels-community/flash-attn2"}))
+    assert ViTForImageClassification.from_pretrained(folder).config._attn_implementation == "sdpa"
+    chosen = ViTForImageClassification.from_pretrained(folder, attn_implementation="eager")
+    assert chosen.config._attn_implementation == "eager"
+
+
 def test_name_or_path_is_the_source(folder):
     assert ViTForImageClassification.from_pretrained(folder).name_or_path == str(folder)
 

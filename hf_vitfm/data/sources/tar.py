@@ -22,7 +22,7 @@ def open_tars(
     Args:
         datasets: the library.
         files: tars with the part of their path that may name their split.
-        label_column: field of the `.json` that is the label where there is no `.cls`.
+        label_column: field of the `.json` that is the label where there is no `.cls`, or "npy"; see `TarShard`.
         caption_column: field of the `.json` that is the caption, or "txt"; None: see `TarShard`.
 
     Raises:
