@@ -11,7 +11,8 @@ from ..data.pairs import load_pairs
 from ..data.samples import require_datasets
 from ..data.sources.stream import open_stream
 from ..data.streams import StreamRows
-from .recipe import EVALUATION_SPLITS, RowArguments, choose_rows, read_names, shareable_source
+from .recipe import EVALUATION_SPLITS, RowArguments, choose_rows, read_names
+from .sources import shareable_source
 
 
 SMOKE_SAMPLE, SMOKE_SPLITS, SMOKE_LABELS = "emoji", ("google", "twitter"), "category"

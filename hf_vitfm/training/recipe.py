@@ -20,12 +20,12 @@ from ..conversion.formats import OURS, TRANSFORMERS
 from ..conversion.source import Source
 from ..data.datasets import load_images
 from ..data.labels import count_unlabelled
-from ..data.samples import SAMPLE_NAMES
-from ..data.sources.stream import HUB_ID, open_stream
+from ..data.sources.stream import open_stream
 from ..models.configuration_mae import VitfmMAEConfig
 from ..models.configuration_vit import VitfmViTConfig
 from ..models.modeling_vit import ViTForImageClassification
 from .arguments import VisionTrainingArguments
+from .sources import shareable_source
 from .sweep import SweepArguments
 from .targets import HEADS, hold_out
 
@@ -43,7 +43,6 @@ SMOKE_MODEL = {
 }
 SMOKE_ROWS = 32
 SMOKE_HOLDOUT = 0.25
-LOCAL = "a local path"  # in run.json, in the place of the path
 _ONLY_TOLD = ("title", "license", "credit", "keep_in_memory")  # these choose no rows
 EVALUATION_SPLITS = ("validation", "test")  # where none is named, the first one that is there
 SMOKE_TRAINING = {
@@ -256,12 +255,6 @@ class DataArguments(RowArguments):
                 f"The split {name} of {self.dataset!r} has no labels. Give another as `eval_split`, or `holdout` (such "
                 "as 0.1) to evaluate on a share of the training images."
             )
-
-
-def shareable_source(dataset: str) -> str:
-    """The name of a data set as others can open it; a place on this machine is not told."""
-    is_here = dataset not in SAMPLE_NAMES and Path(dataset).expanduser().exists()
-    return LOCAL if is_here or not (dataset in SAMPLE_NAMES or HUB_ID.fullmatch(dataset)) else dataset
 
 
 def read_names(names: Sequence[str], field_name: str) -> list[str]:
