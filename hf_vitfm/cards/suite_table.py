@@ -10,6 +10,7 @@ from .markdown import as_table, as_text
 
 TASK_TITLES = {
     "zero_shot": "Zero-shot",
+    "classification": "The model's own classifier",
     "linear_probe": "Linear probe",
     "few_shot": "Few-shot",
     "knn": "k nearest neighbours",
@@ -20,6 +21,13 @@ _METRICS = {
     "map11": "11-point mAP",
     "roc_auc": "ROC AUC",
     "mean_top1_top5": "mean of top-1 and top-5",
+}
+_HEAD_COLUMNS = {
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "mean_per_class": "Mean per class",
+    "real_top1": "ReaL",
+    "calibration_error": "Calibration error",
 }
 _CSV_COLUMNS = (
     "suite",
@@ -86,6 +94,7 @@ def suite_markdown(
             ]
         means.append(("score" if mean_is_score else "mean", list(rows)))
         parts += [_task_table(rows, models, own, means)] if models else []
+        parts += [_head_table(rows, models, own)] if models and task == "classification" else []
         parts += ["\n".join(_reasons(own.values()))] if any(map(_reason_of, own.values())) else []
     notes = _notes(rows, results)
     if notes:
@@ -105,7 +114,7 @@ def suite_csv(results: Sequence[Mapping]) -> str:
         values = {
             **result,
             "prompts": result.get("prompts", {}).get("source", ""),
-            "notes": "; ".join(result.get("notes", ())),
+            "notes": "; ".join([*result.get("notes", ()), *result.get("assumptions", ())]),
         }
         writer.writerow([values.get(name, "") for name in _CSV_COLUMNS])
     return output.getvalue()
@@ -126,6 +135,21 @@ def _task_table(rows: Sequence[TableRow], models: list[str], own: Mapping, means
         table.append((as_text(row.title) + untested, _METRICS.get(metric, metric), *cells))
     table += [line for name, members in means for line in _mean(name, members, models, scores)]
     return as_table(("Data set", "Metric", *map(as_text, models)), table)
+
+
+def _head_table(rows: Sequence[TableRow], models: list[str], own: Mapping) -> str:
+    """What else is known of classifiers."""
+    table = []
+    for row in rows:
+        for model in models:
+            result = own.get((row.name, model), {})
+            if result.get("status") == "done":
+                found = result["metrics"]
+                shares = [_percent(found.get(name)) for name in _HEAD_COLUMNS]
+                table.append(
+                    (as_text(row.title), as_text(model), *shares, f"{found['rows']:,}", f"{found['classes']:,}")
+                )
+    return as_table(("Data set", "Model", *_HEAD_COLUMNS.values(), "Images", "Classes"), table)
 
 
 def _mean(name: str, members: list[TableRow], models: list[str], scores: Mapping) -> list[tuple]:
@@ -163,8 +187,13 @@ def _notes(rows: Sequence[TableRow], results: Sequence[Mapping]) -> list[str]:
             for result in own
             if "prompts" in result
         )
-        if notes or prompts:
-            lines.append(f"- {as_text(row.title)}: {as_text('; '.join([*notes, *prompts]))}")
+        assumed: dict[str, list[str]] = {}
+        for result in own:
+            for assumption in result.get("assumptions", ()):
+                assumed.setdefault(assumption, []).append(result["model"])
+        assumptions = [f"{text} ({', '.join(dict.fromkeys(models))})" for text, models in assumed.items()]
+        if notes or prompts or assumptions:
+            lines.append(f"- {as_text(row.title)}: {as_text('; '.join([*notes, *prompts, *assumptions]))}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Evaluate models on a suite of data sets: zero-shot, linear probe, few-shot and nearest neighbours.
+"""Evaluate models on a suite of data sets: zero-shot, their own classifier, linear probe, few-shot and nearest neighbours.
 
 Data sets that are given (--data NAME=PATH) or can be had are evaluated, the others are named with the reason. What an
 earlier run into the same --output found is not computed again. Results go to results.json, results.csv, results.md
@@ -15,7 +15,7 @@ from .options import count, find_device, positive
 
 
 SUMMARY = "measure models on a suite of data sets, and draw up tables and a chart"
-_TASKS = ("zero_shot", "linear_probe", "few_shot", "knn")
+_TASKS = ("zero_shot", "classification", "linear_probe", "few_shot", "knn")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

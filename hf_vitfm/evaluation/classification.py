@@ -132,7 +132,7 @@ def classify_images(  # noqa: PLR0913 - the public signature
 ) -> Classified:
     """Classify every row; the arguments and errors are those of `evaluate_classification`. Labels may be missing."""
     check_rows(dataset, batch_size)
-    names = _output_names(model.config)
+    names = output_names(model.config)
     outputs = _check_outputs(restrict_to, len(names))
     places = torch.tensor(_places(dataset, names, class_ids, outputs))
     view = ImageView(dataset, transform, on_bad_image=on_bad_image)
@@ -214,7 +214,12 @@ def _check_outputs(outputs: Sequence[int] | None, count: int) -> tuple[int, ...]
     return outputs
 
 
-def _output_names(config: Any) -> list[str]:
+def output_names(config: Any) -> list[str]:
+    """What a classifier's configuration calls its outputs.
+
+    Raises:
+        ValueError: if it does not give one class per image.
+    """
     kind = problem_type(config)
     if kind != "single_label_classification":
         raise ValueError(

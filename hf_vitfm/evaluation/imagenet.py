@@ -139,13 +139,13 @@ def _labels_of_names(folders: list[str], names: Sequence[str] | None) -> list[in
     # From the strictest on: ImageNet has a "Cardigan", a dog, and a "cardigan".
     tables: list[dict[str, set[int]]] = [{}, {}, {}]
     for number, name in enumerate(names):
-        tables[0].setdefault(_spaced(name), set()).add(number)
-        tables[1].setdefault(_spaced(name).casefold(), set()).add(number)
+        tables[0].setdefault(spaced(name), set()).add(number)
+        tables[1].setdefault(spaced(name).casefold(), set()).add(number)
         for synonym in name.split(","):
-            tables[2].setdefault(_spaced(synonym).casefold(), set()).add(number)
+            tables[2].setdefault(spaced(synonym).casefold(), set()).add(number)
     labels = []
     for folder in folders:
-        keys = (_spaced(folder), _spaced(folder).casefold(), _spaced(folder).casefold())
+        keys = (spaced(folder), spaced(folder).casefold(), spaced(folder).casefold())
         found = next((table[key] for table, key in zip(tables, keys, strict=True) if key in table), {IGNORE_INDEX})
         if len(found) > 1:
             raise ValueError(
@@ -156,8 +156,8 @@ def _labels_of_names(folders: list[str], names: Sequence[str] | None) -> list[in
     return labels
 
 
-def _spaced(name: str) -> str:
-    """With spaces where folders have other signs."""
+def spaced(name: str) -> str:
+    """A name with spaces where folders have other signs."""
     return " ".join(re.split(r"[\s_-]+", name.strip()))
 
 

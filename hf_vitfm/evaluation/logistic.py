@@ -13,7 +13,8 @@ float64 once rounding hides the rest of the way; everything else is float64.
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ SUFFICIENT_DECREASE, CURVATURE = 1e-4, 0.9  # of Wolfe's conditions
 FIRST_RENEWAL, RENEWAL = 25, 50  # iterations after which the approximate Hessian is made anew
 LOSS_NOISE = 1e-7  # nats within which two losses cannot be told apart in float32
 STEP_TOLERANCE, MOVE_TOLERANCE = 1e-5, 4e-4  # of the coefficients' norm: the next step, the last ten steps together
+_FEW_PRODUCTS = 1 << 24  # features x classes of all rows, below which one thread of a CPU is faster than two
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}  # features or logits at a time; a CPU's stay in its cache
 
 
@@ -154,7 +156,8 @@ class LogisticProblem:
             )
         fit = _Fit(self, 1 / (C * self.rows))
         point = fit.first_point(start)
-        minimum = _minimize(fit, point, tol, max_iterations)
+        with self._threads():
+            minimum = _minimize(fit, point, tol, max_iterations)
         if minimum.gradient > tol:
             logger.warning(
                 f"The logistic regression at C = {C:g} stopped after {minimum.iterations} iterations at a gradient of "
@@ -166,6 +169,18 @@ class LogisticProblem:
         return LogisticSolution(
             coefficients, intercept, minimum.gradient, minimum.iterations, fit.evaluations, minimum.gradient <= tol
         )
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """One thread for a small problem: its many short operations would spend their time waiting for each other's."""
+        threads = torch.get_num_threads()
+        products = self.rows * self.features.shape[1] * len(self.start)
+        is_small = self.features.device.type == "cpu" and products < _FEW_PRODUCTS
+        torch.set_num_threads(1 if is_small else threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _Curvature:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from ..conversion import load_image_processor, load_tokenizer
 from ..conversion.describe import describe
@@ -21,6 +21,8 @@ from .predict import evaluation_transform
 
 logger = logging.getLogger(__name__)
 
+_HEAD = "ForImageClassification"  # in the name of every class that classifies, ours and transformers'
+
 
 @dataclass(frozen=True, eq=False)
 class SuiteModel:
@@ -28,7 +30,7 @@ class SuiteModel:
 
     Args:
         name: in tables and file names.
-        model: in evaluation mode, on its device.
+        model: with its head, if it has one, in evaluation mode, on its device.
         transform: image -> float tensor (channels, height, width).
         tokenizer: of a model that compares images with texts; None for others.
         fingerprint: of class, configuration and weights (`fingerprint_model`).
@@ -46,6 +48,11 @@ class SuiteModel:
     def has_texts(self) -> bool:
         """Whether it embeds texts beside images."""
         return self.tokenizer is not None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it classifies images by itself."""
+        return _HEAD in type(self.model).__name__ and self.model.config.num_labels > 0
 
     @property
     def dtype(self) -> str:
@@ -108,7 +115,10 @@ def _load(place: str, dtype: torch.dtype) -> nn.Module:
 
 def _load_of_transformers(place: str, dtype: torch.dtype, reason: Exception) -> nn.Module:
     try:
-        model, info = AutoModel.from_pretrained(place, dtype=dtype, output_loading_info=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        has_head = any(_HEAD in name for name in config.architectures or ())
+        auto_class = AutoModelForImageClassification if has_head else AutoModel
+        model, info = auto_class.from_pretrained(place, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise type(error)(f"{place!r} is no model that can be read: {reason} By transformers: {error}") from error
     missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}

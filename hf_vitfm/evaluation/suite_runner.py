@@ -23,11 +23,12 @@ from ..version import __version__
 from .feature_cache import precision_of
 from .fingerprint import fingerprint_values
 from .suite_data import HubUnreachable, SuiteData, Unavailable, needs_network, open_row
-from .suite_models import SuiteModel, load_suite_model, name_models
+from .suite_models import load_suite_model, name_models
 from .suite_prompts import find_class_names, pick
 from .suite_tasks import (
     SETTINGS,
     TASKS,
+    TEST_ONLY,
     Bench,
     FeatureOptions,
     Measured,
@@ -126,8 +127,10 @@ def run_suite(
             failures[name] = _one_line(error)
             report(f"{name}: {failures[name]}")
             continue
+        classified = {}
         for data in opened:
-            results += _run_pair(suite, model, data, Path(directory), options, report)
+            bench = Bench(model, data, options.features, classified=classified)
+            results += _run_pair(suite, bench, Path(directory), options, report)
     return SuiteRun(results, missing, failures)
 
 
@@ -164,15 +167,13 @@ def _open_all(
 
 def _run_pair(
     suite: Suite,
-    model: SuiteModel,
-    data: SuiteData,
+    bench: Bench,
     directory: Path,
     options: SuiteOptions,
     report: Callable[[str], None],
 ) -> list[dict]:
     """All tasks of one model on one data set."""
-    row, results = data.row, []
-    bench = Bench(model, data, options.features)
+    model, data, row, results = bench.model, bench.data, bench.data.row, []
     for task in options.tasks:
         record = {
             "suite": suite.name,
@@ -214,6 +215,7 @@ def _one_result(suite: Suite, bench: Bench, task: str, file: Path, options: Suit
         "score": measured.score,
         "metric": measured.metric,
         "metrics": measured.metrics,
+        "assumptions": list(measured.assumptions),
         "seconds": round(time.perf_counter() - start, 3),
         "key": key,
         "provenance": {
@@ -230,7 +232,7 @@ def _one_result(suite: Suite, bench: Bench, task: str, file: Path, options: Suit
 
 def _request(suite: Suite, bench: Bench, task: str) -> dict:
     """Everything that a result depends on, as JSON writes it."""
-    model, data = bench.model, bench.data
+    model, data, is_test_only = bench.model, bench.data, task in TEST_ONLY
     weight = next(model.model.parameters())
     request = {
         "format": _FORMAT,
@@ -239,16 +241,20 @@ def _request(suite: Suite, bench: Bench, task: str) -> dict:
         "preprocessing": model.preprocessing,
         "dtype": model.dtype,
         "precision": precision_of(weight.device, weight.dtype),
-        "data": data.fingerprints if task != "zero_shot" else {"test": data.fingerprints["test"]},
+        "data": {"test": data.fingerprints["test"]} if is_test_only else data.fingerprints,
         "metric": data.row.metric,
-        "settings": {**SETTINGS[task], **({} if task == "zero_shot" else {"pooling": probe_pooling(model.model)})},
+        "settings": {**SETTINGS[task], **({} if is_test_only else {"pooling": probe_pooling(model.model)})},
         "suite": suite.name,
     }
     if task == "zero_shot" and bench.prompts is not None:
         texts = json.dumps([bench.prompts.names, bench.prompts.templates])
         request["prompts"] = hashlib.sha256(texts.encode()).hexdigest()
-        if data.row.reassessed:  # neither these labels nor the names of files are in the data's fingerprint
-            request["reassessed"] = fingerprint_values(reassessed_labels(data))
+    if task == "classification" and model.has_head:
+        request["classes"] = data.label_names
+    if (
+        is_test_only and data.row.reassessed
+    ):  # neither these labels nor the names of files are in the data's fingerprint
+        request["reassessed"] = fingerprint_values(reassessed_labels(data))
     return json.loads(json.dumps(request))  # tuples become lists, as in the file
 
 

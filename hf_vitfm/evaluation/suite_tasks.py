@@ -6,14 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..models.modeling_losses import IGNORE_INDEX
 from .class_names import ClassNames, check_label_names
+from .classification import Classified, classify_images, output_names
 from .features import extract_features
 from .few_shot import few_shot
 from .imagenet import image_files, read_real_labels, real_accuracy
 from .linear_probe import METRICS, linear_probe
 from .neighbours import knn_accuracy
+from .predict import problem_type
+from .suite_classes import MatchedClasses, match_classes
 from .suite_data import SuiteData
 from .suite_models import SuiteModel
 from .zero_shot import ZeroShotClassifier, zero_shot_metrics
@@ -52,12 +57,15 @@ class Bench:
         data: an opened data set.
         options: of the features.
         prompts: the names of the classes; None where nothing asks for them.
+        classified: what the model's head says of the images that it was last asked about, under a key of them; one
+            dictionary for all data sets of a model lets those that share their images share the pass.
     """
 
     model: SuiteModel
     data: SuiteData
     options: FeatureOptions
     prompts: ClassNames | None = None
+    classified: dict[tuple, Classified] = field(default_factory=dict)
     _known: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def features(self, split: str, pooling: str) -> tuple[Tensor, Tensor]:
@@ -78,6 +86,22 @@ class Bench:
         """Features and labels of splits, one after the other, as probes take them."""
         return [part for split in splits for part in self.features(split, probe_pooling(self.model.model))]
 
+    def classify(self, matched: MatchedClasses) -> Classified:
+        """What the model's head says of the test images."""
+        key = (self.data.fingerprints["test"], matched.class_ids, matched.outputs)
+        if key not in self.classified:
+            self.classified.clear()
+            self.classified[key] = classify_images(
+                self.model.model,
+                self.data.splits["test"],
+                self.model.transform,
+                self.options.batch_size,
+                class_ids=matched.class_ids,
+                restrict_to=matched.outputs,
+                num_workers=self.options.num_workers,
+            )
+        return self.classified[key]
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -87,11 +111,13 @@ class Measured:
         score: the number that stands for it, in 0..1.
         metric: what the score is.
         metrics: all numbers.
+        assumptions: what was taken for granted that the numbers depend on.
     """
 
     score: float
     metric: str
     metrics: dict[str, Any]
+    assumptions: tuple[str, ...] = ()
 
 
 def probe_pooling(model: Any) -> str:
@@ -138,6 +164,36 @@ def reassessed_labels(data: SuiteData) -> tuple[list[list[int]], list[str]]:
     return real, [Path(file).name for file in image_files(data.splits["test"])]
 
 
+def classification(bench: Bench) -> Measured:
+    """Classify by the model's own head, where its classes are those of the data set."""
+    row, model = bench.data.row, bench.model
+    if not model.has_head:
+        raise NotApplicable("the model has no head that classifies")
+    _check_single(bench)
+    kind = problem_type(model.model.config)
+    if kind != "single_label_classification":
+        raise NotApplicable(f"the model's head is for {kind}")
+    try:
+        matched = match_classes(bench.data, output_names(model.model.config))
+    except ValueError as error:
+        raise NotApplicable(str(error)) from error
+    found = bench.classify(matched)
+    metrics = {name: value for name, value in found.metrics().items() if name != "per_class"}
+    if row.reassessed:
+        classes = torch.tensor([*matched.classes, IGNORE_INDEX])[found.predictions]
+        scored = real_accuracy(classes, *reassessed_labels(bench.data))
+        metrics |= {"real_top1": scored["real_top1"], "real_rows": scored["rows"], "real_left_out": scored["left_out"]}
+        return Measured(metrics["real_top1"], row.metric, metrics, matched.assumptions)
+    scores = {
+        "accuracy": metrics["top1"],
+        "mean_per_class": metrics["mean_per_class"],
+        "mean_top1_top5": (metrics["top1"] + metrics.get("top5", 1.0)) / 2,
+    }
+    if row.metric not in scores:
+        raise NotApplicable(f"the metric {row.metric} is not made of classes")
+    return Measured(scores[row.metric], row.metric, metrics, matched.assumptions)
+
+
 def linear_probe_task(bench: Bench) -> Measured:
     """Logistic regression on frozen features, its regularisation chosen on held-out images (CLIP, appendix A.3)."""
     _check_train(bench)
@@ -168,14 +224,19 @@ def knn_task(bench: Bench) -> Measured:
 
 TASKS: Mapping[str, Callable[[Bench], Measured]] = {
     "zero_shot": zero_shot,
+    "classification": classification,
     "linear_probe": linear_probe_task,
     "few_shot": few_shot_task,
     "knn": knn_task,
 }
 
+# These train nothing.
+TEST_ONLY = ("zero_shot", "classification")
+
 # What the key of a stored result has of a task's own settings.
 SETTINGS = {
     "zero_shot": {},
+    "classification": {},
     "linear_probe": {"held_out": HELD_OUT},
     "few_shot": {"shots": SHOTS, "seeds": SEEDS, "method": FEW_SHOT_METHOD},
     "knn": {"k": NEIGHBOURS},

@@ -39,6 +39,8 @@ class SuiteRow:
         train_size, test_size: images, of the paper.
         few_shot: counts among the sets with at least 16 images of every class.
         reassessed: the file of labels that replace the data set's, several or none per image (ImageNet-ReaL).
+        imagenet_classes: which of ImageNet-1k's classes the row's are, in the order of WordNet ids; "all" in a file. None: other
+            classes.
         group: part of the suite over which a mean is given too.
         content: what the images show, where these are no photographs.
         licence: a reminder.
@@ -66,6 +68,7 @@ class SuiteRow:
     test_size: int | None = None
     few_shot: bool = False
     reassessed: str | None = None
+    imagenet_classes: tuple[int, ...] | None = None
     group: str | None = None
     content: str = "photographs"
     licence: str = "not stated"
@@ -156,12 +159,24 @@ def unknown_name(name: str, known: Any) -> str:
     return f"{name!r}.{hint} There are {', '.join(known)}."
 
 
-def _row(values: dict) -> SuiteRow:
+def _with_tuples(values: dict) -> dict:
+    """The same with tuples in place of lists, texts that stand for a list of one, and "all"."""
+    values = dict(values)
     for split in ("train", "validation", "test"):
         if isinstance(values.get(split), str):
             values[split] = [values[split]]
         if split in values:
             values[split] = tuple(values[split])
+    if "imagenet_classes" in values:
+        given = values["imagenet_classes"]
+        values["imagenet_classes"] = tuple(range(values["num_classes"])) if given == "all" else tuple(given)
+        if len(values["imagenet_classes"]) != values["num_classes"]:
+            raise ValueError(f"row {values.get('name')} must name as many `imagenet_classes` as it has classes")
+    return values
+
+
+def _row(values: dict) -> SuiteRow:
+    values = _with_tuples(values)
     unknown = set(values) - {known.name for known in fields(SuiteRow)}
     if unknown:
         raise ValueError(f"row {values.get('name')} has unknown fields: {', '.join(sorted(unknown))}")

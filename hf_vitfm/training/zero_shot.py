@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch.utils.data import Subset
 
 from ..data.order import ImageView
 from ..evaluation.features import extract_features
@@ -67,20 +66,17 @@ class ZeroShotTask:
 
         Images that are skipped as bad count in none of them.
         """
-        args, model, count = trainer.args, trainer.model, len(self.rows)
+        args, model = trainer.args, trainer.model
         group = dist.group.WORLD if args.world_size > 1 else None
         classifier = ZeroShotClassifier.build(model, self.tokenizer, self.classnames, self.templates, group=group)
         view = ImageView(self.rows, trainer.eval_transform, on_bad_image=args.on_bad_image)
-        # All shares are of one size, so that processes that share the model too stay in step; the surplus is cut off.
-        size = -(-count // args.world_size)
-        share = [(args.process_index * size + place) % count for place in range(size)]
-        parts = extract_features(
+        embeds, labels = extract_features(
             model,
-            Subset(view, share),
+            view,
             batch_size=args.per_device_eval_batch_size,
             pooling="projected",
             num_workers=args.dataloader_num_workers,
+            group=group,
         )
-        embeds, labels = (trainer.accelerator.gather(part.to(args.device))[:count] for part in parts)
         warn_of_bad_images(view, "zero-shot evaluation", args)
         return zero_shot_metrics(classifier, embeds, labels)

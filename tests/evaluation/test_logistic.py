@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from hf_vitfm.evaluation import logistic
 from hf_vitfm.evaluation.logistic import LogisticProblem
 
 
@@ -110,6 +111,20 @@ def test_separable_classes_take_renewed_curvature_and_end_at_the_optimum():
     expected = reference(features, labels, 1e4)
     assert solution.iterations > 25 and solution.is_converged
     assert distance(solution.coefficients, expected.coef_ - expected.coef_.mean(0)) < 1e-3
+
+
+def test_small_problems_take_one_thread_and_give_the_others_back(monkeypatch):
+    used, threads = [], torch.get_num_threads()
+    minimize = logistic._minimize
+    monkeypatch.setattr(logistic, "_minimize", lambda *a: used.append(torch.get_num_threads()) or minimize(*a))
+    torch.set_num_threads(2)
+    try:
+        LogisticProblem(*clouds(300, 4)).solve(1.0)
+        monkeypatch.setattr(logistic, "_FEW_PRODUCTS", 300 * 12 * 4)
+        LogisticProblem(*clouds(300, 4)).solve(1.0)
+        assert used == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_too_few_iterations_are_said(caplog):
