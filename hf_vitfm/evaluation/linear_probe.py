@@ -197,7 +197,10 @@ def _inverse_lambda(step: int) -> float:
 
 
 def _draw(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Which rows (rows,) are held out: a share of every class, of all rows where they have several labels."""
+    """Which rows (rows,) are held out: a share of every class, of all rows where they have several labels.
+
+    Some of every class stay for training, and some that are not of it.
+    """
     if not 0 < share < 1:
         raise ValueError(
             f"`validation` must be features with labels or a share of the training rows in (0, 1); got {share!r}."
@@ -212,7 +215,13 @@ def _draw(labels: Tensor, share: float, seed: int) -> Tensor:
             f"A share of {share:g} of the {len(plain)} training rows leaves no validation rows. Pass a larger "
             "`validation`, or `C`."
         )
-    return torch.zeros(len(plain), dtype=torch.bool).index_fill_(0, chosen, True).to(labels.device)
+    held = torch.zeros(len(plain), dtype=torch.bool).index_fill_(0, chosen, True)
+    if plain.ndim == 2:
+        for column in plain.T:
+            for rows in (np.flatnonzero(column == value) for value in (0, 1)):
+                if held[rows].all():
+                    held[rows[:1]] = False
+    return held.to(labels.device)
 
 
 def _check(features: Tensor, labels: Tensor, name: str, metric: str) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,15 @@ def test_several_labels_are_scored_by_class_without_difficult_rows():
     assert result.classes == (0, 1, 2) and len(result.searched) >= 11
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_of_few_rows_stay_among_the_training_rows(seed):
+    (features, targets), test = several_labels(40, 0), several_labels(40, 1)
+    targets[:, 0], targets[:, 2] = 0, 1
+    targets[[3, 30], 0], targets[7, 2] = 1, 0  # two rows of the first class, one that is not of the last
+    result = linear_probe(features, targets, *test, validation=0.6, metric="map11", seed=seed)
+    assert 0 < result.score <= 1 and result.classes == (0, 1, 2)
+
+
 def test_a_class_never_seen_counts_as_wrong():
     (train, labels), (test, truth) = clusters(150, 0), clusters(100, 1)
     known = labels != 7
