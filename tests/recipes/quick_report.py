@@ -8,7 +8,7 @@ import pytest
 from hf_vitfm.training import fine_tuning
 
 
-def report(trainer, dataset: dict, run: dict) -> dict:
+def report(trainer, dataset: dict, run: dict, half_weights: bool = False, splits: dict | None = None) -> dict:
     """What `report_classification` leaves, but for the card and its pictures; for one process."""
     metrics = trainer.evaluate()
     metrics["eval_samples"] = len(trainer.eval_dataset)

@@ -20,7 +20,9 @@ from recipes.clip import train
 from tests.data.images import write_tar
 
 
-CONFIGS = sorted(path for path in Path("recipes/clip/configs").glob("*.yaml") if path.stem != "margin_embedding")
+CONFIGS = sorted(
+    path for path in Path("recipes/clip/configs").glob("*.yaml") if "python recipes/clip/train.py" in path.read_text()
+)
 EMOJI = "recipes/clip/configs/emoji.yaml"
 FILES = (
     "README.md run.json all_results.json config.json preprocessor_config.json processor_config.json tokenizer.json "
