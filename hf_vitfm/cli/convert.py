@@ -8,9 +8,10 @@ library opens what was written; the exit code is 1 if the two differ by more tha
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+from .options import add_source, parse_fields
 
 
 SUMMARY = "write a checkpoint in another library's format"
@@ -19,7 +20,9 @@ _TOLERANCE = 1e-4  # of the largest output
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("source", help="Hub id, folder or weight file")
+    add_source(
+        parser, "a field of the configuration to change, or that the weights do not tell (num_attention_heads=6)"
+    )
     parser.add_argument("directory", help="folder to write")
     parser.add_argument(
         "--to",
@@ -27,18 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help="hf_vitfm, transformers, dinov2, timm, open_clip, openai, mae or jax",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="fields",
-        help="a field of the configuration to change, or that the weights do not tell (num_attention_heads=6)",
-    )
     parser.add_argument("--verify", action="store_true", help="compare both libraries on the same random images")
-    parser.add_argument("--source-format", help="the format to read, where the source has several")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
-    parser.add_argument("--subfolder", default="", help="folder inside the source")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,25 +90,6 @@ def _files(directory: str) -> dict[Path, tuple]:
     """The files of a folder, each with what changes when it is written anew."""
     paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
-
-
-def parse_fields(texts: list[str]) -> dict[str, object]:
-    """The values of `--set FIELD=VALUE`, by field; what is no JSON is text.
-
-    Raises:
-        ValueError: for one without an equals sign.
-    """
-    return dict(map(_field, texts))
-
-
-def _field(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"`--set` takes FIELD=VALUE, such as layer_norm_eps=1e-6; got {text!r}.")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _preprocessing(arguments: argparse.Namespace, where: dict, has_text: bool) -> list:

@@ -6,6 +6,8 @@ Reads its configuration and the shapes of its weights, not the weights. FLOPs co
 
 import argparse
 
+from .options import add_source, parse_fields
+
 
 SUMMARY = "say what a checkpoint holds, in which format, and how it is used"
 _SHOWN = 5
@@ -13,18 +15,7 @@ _SHOWN = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("source", help="Hub id, folder or weight file")
-    parser.add_argument("--source-format", help="the format to read, where the source has several")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="fields",
-        help="a number that the weights do not tell (num_attention_heads=6)",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
-    parser.add_argument("--subfolder", default="", help="folder inside the source")
+    add_source(parser, "a number that the weights do not tell (num_attention_heads=6)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ..conversion.describe import describe
     from ..conversion.read import UNTOLD
     from ..evaluation.flops import count_flops
-    from .convert import parse_fields
 
     given = parse_fields(arguments.fields)
     if not set(given) <= set(UNTOLD):

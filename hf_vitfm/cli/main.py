@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ImportError, OSError, ValueError) as error:
-        from ..conversion.redact import harmless
+        from ..conversion.hide_tokens import hide_tokens
 
-        print(f"hf-vitfm {arguments.command}: error: {harmless(str(error))}", file=sys.stderr)
+        print(f"hf-vitfm {arguments.command}: error: {hide_tokens(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 import argparse
+import json
 import os
 
 
@@ -16,6 +17,39 @@ def count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
     return int(text)
+
+
+def add_source(parser: argparse.ArgumentParser, fields_help: str) -> None:
+    """Add the options that say what to read: the checkpoint, its place, its format and what its files leave open.
+
+    Args:
+        parser: to add to.
+        fields_help: what `--set` is for.
+    """
+    parser.add_argument("source", help="Hub id, folder or weight file")
+    parser.add_argument("--source-format", help="the format to read, where the source has several")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="fields", help=fields_help)
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    parser.add_argument("--subfolder", default="", help="folder inside the source")
+
+
+def parse_fields(texts: list[str]) -> dict[str, object]:
+    """The values of `--set FIELD=VALUE`, by field; what is no JSON is text.
+
+    Raises:
+        ValueError: for one without an equals sign.
+    """
+    return dict(map(_field, texts))
+
+
+def _field(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"`--set` takes FIELD=VALUE, such as layer_norm_eps=1e-6; got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def find_device(name: str):

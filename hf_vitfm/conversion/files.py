@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .archives import read_shapes, read_tensors, read_whole_numbers
-from .redact import harmless
+from .hide_tokens import hide_tokens
 
 
 # In the order of preference, which is transformers'; an index stands for its shards.
@@ -40,14 +40,14 @@ def check_source(source) -> None:
     text = os.fspath(source)
     if "://" in text:
         raise ValueError(
-            f"{harmless(text)!r} is a URL, which is not read. Name a Hub id such as 'google/vit-base-patch16-224', a "
+            f"{hide_tokens(text)!r} is a URL, which is not read. Name a Hub id such as 'google/vit-base-patch16-224', a "
             "folder or a weight file; `hf download` fetches what is on the Hub."
         )
     check_link(text)
     is_path = os.path.isabs(text) or text.startswith(("./", "../", "~")) or text.strip("/").count("/") > 1
     if (is_path or text.endswith(SUFFIXES)) and not os.path.exists(text):
         raise FileNotFoundError(
-            f"{harmless(text)!r} does not exist. Name a folder that holds a checkpoint, a weight file, or a Hub id such as "
+            f"{hide_tokens(text)!r} does not exist. Name a folder that holds a checkpoint, a weight file, or a Hub id such as "
             "'google/vit-base-patch16-224'."
         )
 
@@ -60,7 +60,7 @@ def check_link(path) -> None:
     """
     if os.path.islink(path) and not os.path.exists(path):
         raise FileNotFoundError(
-            f"{harmless(os.fspath(path))!r} is a link to {harmless(os.readlink(path))!r}, which leads to no file: that is "
+            f"{hide_tokens(os.fspath(path))!r} is a link to {hide_tokens(os.readlink(path))!r}, which leads to no file: that is "
             "gone, or the links go in a circle. Fetch the file again, or copy folders with what their links lead to "
             "(`cp -rL`)."
         )

@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from ..models.configuration_base import as_pair
 from .center_crop import PROCESSORS
 from .detect import Detected, detect
-from .redact import harmless
+from .hide_tokens import hide_tokens
 from .source import WHERE, Source
 
 
@@ -180,7 +180,7 @@ def _transformers_tokenizer(place: Source, kwargs: dict):
 
 def _short(error: Exception, kwargs: dict) -> str:
     """The beginning of an error's text, for some list all classes there are, without the token."""
-    return harmless(next(iter(str(error).splitlines()), type(error).__name__)[:200], kwargs.get("token"))
+    return hide_tokens(next(iter(str(error).splitlines()), type(error).__name__)[:200], kwargs.get("token"))
 
 
 def _set_size(processor, image_size) -> None:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from .files import SUFFIXES, WEIGHT_FILES, Weights, check_link, check_source, shard_names
-from .redact import harmless
+from .hide_tokens import hide_tokens
 
 
 # Arguments of `from_pretrained` that say where files are.
@@ -175,7 +175,7 @@ class Source:
             return f"it has no revision {self.where.get('revision')!r}. {page}/tree/main lists its branches and tags."
         if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
             return f"the Hub does not accept the token (it answers 401). To renew it, {log_in}."
-        return self._harmless(error)
+        return self._without_tokens(error)
 
     def weights(self, preferred: tuple[str, ...]) -> Weights:
         """The weight files: those preferred, or else the only other one.
@@ -271,9 +271,9 @@ class Source:
             f"{', '.join(SUFFIXES)}. Check the path, `subfolder` and `revision`."
         )
 
-    def _harmless(self, error: Exception) -> str:
+    def _without_tokens(self, error: Exception) -> str:
         """An error's text in one line, without the token."""
-        return harmless(" ".join(str(error).split()), self.where.get("token"))
+        return hide_tokens(" ".join(str(error).split()), self.where.get("token"))
 
 
 def _read_config(path) -> dict:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.redact import harmless
+from ..conversion.hide_tokens import hide_tokens
 from ..data.decode import BadImageError
 from ..data.order import ImageView
 from ..models.modeling_losses import IGNORE_INDEX
@@ -178,7 +178,7 @@ def compare_models(
         try:
             found = _encode(source, name, data, prompts, options)
         except Exception as error:  # whatever is wrong with one model, the others are compared
-            failures[name] = harmless(" ".join(str(error).split())[:500]) or type(error).__name__
+            failures[name] = hide_tokens(" ".join(str(error).split())[:500]) or type(error).__name__
             logger.debug("%s failed", name, exc_info=True)
             report(f"{name}: failed: {failures[name]}")
             continue

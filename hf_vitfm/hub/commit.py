@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..conversion.redact import harmless
+from ..conversion.hide_tokens import hide_tokens
 from .contents import is_outdated
 
 
@@ -164,7 +164,7 @@ def _explain(error: Exception, commit: _Commit) -> str:
 def _words(error: Exception, token=None) -> str:
     """An error's text in one line, without secrets and without the signatures of addresses."""
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", " ".join(str(error).split()))
-    text = harmless(text, token).rstrip(".") or "no more is known"
+    text = hide_tokens(text, token).rstrip(".") or "no more is known"
     return f"{type(error).__name__}: {text}."
 
 

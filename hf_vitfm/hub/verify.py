@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 from ..cards.model_card import KINDS
 from ..conversion.files import check_source
-from ..conversion.redact import harmless
+from ..conversion.hide_tokens import hide_tokens
 from ..data.samples import find_checkpoint
 from ..training.record import fingerprint_splits, hash_weights, measure, measure_parts
 from .card_numbers import compare_card
@@ -121,7 +121,7 @@ def verify(
         _check_evaluation(directory, run, None if data is None else str(data), result)
     except Exception as error:  # files from anywhere fail in any way, and each is a reason
         message = f"run.json has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        result.unchecked.append(harmless(f"evaluation: {message}", token))
+        result.unchecked.append(hide_tokens(f"evaluation: {message}", token))
     return result
 
 
@@ -137,7 +137,7 @@ def _fetch(source: str, revision: str | None, token: str | bool | None) -> Path:
             )
         )
     except Exception as error:  # the connection's errors have classes of the library below the client
-        raise OSError(harmless(f"{source!r} cannot be read from the Hub: {error}", token)) from None
+        raise OSError(hide_tokens(f"{source!r} cannot be read from the Hub: {error}", token)) from None
 
 
 def _read(path: Path, result: Verification) -> dict | None:
@@ -168,7 +168,7 @@ def _check_card(directory: Path, is_converted: bool, result: Verification) -> No
     try:
         differences, remarks = compare_card(directory)
     except (KeyError, OSError, TypeError, ValueError) as error:
-        message = harmless(f"README.md: its numbers were not compared: {error}")
+        message = hide_tokens(f"README.md: its numbers were not compared: {error}")
         (result.notes if is_converted else result.unchecked).append(message)
         return
     result.differences += differences

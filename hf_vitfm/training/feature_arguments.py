@@ -239,6 +239,10 @@ class FeatureModel:
             self.loaded.model, self.loaded.tokenizer, names.names, names.templates, source=names.source, **self._shared
         )
 
+    def describe_features(self, pooling: str | None, features: Tensor) -> dict:
+        """What the results say of features (rows, dim)."""
+        return {"pooling": pooling or self.default_pooling, "dim": features.shape[1]}
+
     def describe(self) -> dict:
         """What the results say of the model."""
         return {

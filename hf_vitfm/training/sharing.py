@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..conversion.redact import harmless
+from ..conversion.hide_tokens import hide_tokens
 from ..models.modeling_base import VitfmPreTrainedModel
 from .checkpoints import read_step
 from .resumable import ResumableTrainer
@@ -117,7 +117,7 @@ class SharingTrainer(ResumableTrainer):
                     revision=args.hub_revision,
                 )
         except Exception as error:  # a run of days does not end because the Hub does not answer
-            logger.warning(f"{name} was not published: {harmless(str(error), args.hub_token)}")
+            logger.warning(f"{name} was not published: {hide_tokens(str(error), args.hub_token)}")
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 

@@ -111,13 +111,8 @@ def main(argv: list[str] | None = None) -> dict:
             "prompts": names and {"source": names.source, "templates": list(names.templates)},
             "methods": compare(accuracies, zero_shot),
             "seeds": few.seeds,
-            "features": {"pooling": few.pooling or model.default_pooling, "dim": train[0].shape[1]},
-            "dataset": {
-                **data.describe(),
-                "train_rows": len(train[1]),
-                "eval_split": split,
-                "eval_rows": len(test[1]),
-            },
+            "features": model.describe_features(few.pooling, train[0]),
+            "dataset": data.describe() | {"train_rows": len(train[1]), "eval_split": split, "eval_rows": len(test[1])},
             "model": model.describe(),
         },
     )

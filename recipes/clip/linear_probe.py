@@ -97,13 +97,8 @@ def main(argv: list[str] | None = None) -> dict:
             "searched": [{"C": C, "score": score} for C, score in result.searched.items()],
             "gradient": result.solution.gradient,
             "is_converged": result.solution.is_converged,
-            "features": {"pooling": probe.pooling or model.default_pooling, "dim": train[0].shape[1]},
-            "dataset": {
-                **data.describe(),
-                "train_rows": len(train[1]),
-                "eval_split": split,
-                "eval_rows": len(test[1]),
-            },
+            "features": model.describe_features(probe.pooling, train[0]),
+            "dataset": data.describe() | {"train_rows": len(train[1]), "eval_split": split, "eval_rows": len(test[1])},
             "model": model.describe(),
         },
     )

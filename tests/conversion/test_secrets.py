@@ -6,7 +6,7 @@ from PIL import Image
 from hf_vitfm import ViTModel, load_image_processor, load_tokenizer
 from hf_vitfm.cli.main import main
 from hf_vitfm.conversion.describe import describe
-from hf_vitfm.conversion.redact import harmless
+from hf_vitfm.conversion.hide_tokens import hide_tokens
 
 
 TOKEN = "hf_" + "RecognizableFakeToken"
@@ -76,6 +76,6 @@ def test_what_is_no_secret_stays(monkeypatch):
     text = (
         "'google/vit-base-patch16-224' in outputs/hf_vitfm at https://huggingface.co/google: the tokenizer is missing"
     )
-    assert harmless(text) == text
+    assert hide_tokens(text) == text
     monkeypatch.setenv("HF_TOKEN", "vit")  # too short for a token
-    assert harmless(text) == text
+    assert hide_tokens(text) == text

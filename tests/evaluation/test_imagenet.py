@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm.data
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
 from torch.nn import functional as F
-from torchvision.models import ResNet50_Weights
 
 from hf_vitfm import ViTForImageClassification, ZeroShotClassifier
 from hf_vitfm.data.datasets import label_names, load_images
@@ -27,13 +25,11 @@ from hf_vitfm.evaluation.imagenet import (
 )
 from hf_vitfm.evaluation.zero_shot import zero_shot_metrics
 from tests.data.images import encode, noise
+from tests.evaluation.imagenet_lists import INFO, TORCHVISION, WNIDS
 from tests.evaluation.test_classification import to_pixels
 from tests.tiny import randomize, tiny_config
 
 
-INFO = Path(timm.data.__file__).parent / "_info"
-WNIDS = (INFO / "imagenet_synsets.txt").read_text().split()
-TORCHVISION = ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
 VAL = "ILSVRC2012_val_{:08d}.JPEG"
 
 

@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import timm.data
 import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from timm.data import ImageNetInfo
-from torchvision.models import ResNet50_Weights
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -26,13 +24,11 @@ from hf_vitfm.evaluation.suite_models import load_suite_model
 from hf_vitfm.evaluation.suite_report import write_report
 from hf_vitfm.evaluation.suite_runner import SuiteOptions, run_suite
 from hf_vitfm.evaluation.suites import load_suite
+from tests.evaluation.imagenet_lists import INFO, TORCHVISION, WNIDS
 from tests.evaluation.suite_fixtures import NAMES, write_fixture
 from tests.tiny import randomize, tiny_config
 
 
-INFO = Path(timm.data.__file__).parent / "_info"
-WNIDS = (INFO / "imagenet_synsets.txt").read_text().split()
-TORCHVISION = ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
 DESCRIPTIONS = [ImageNetInfo().index_to_description(number) for number in range(1000)]
 ROTATED = [(number + 7) % 1000 for number in range(1000)]  # the class of every output
 SUITE = load_suite("imagenet")

@@ -13,7 +13,7 @@ _PATTERNS = (
 )
 
 
-def harmless(text: str, token=None) -> str:
+def hide_tokens(text: str, token=None) -> str:
     """A text with *** in the place of tokens and passwords.
 
     Args:
