@@ -7,29 +7,26 @@ coefficients hardly move: with a large C on separable classes, a small gradient 
 
 L-BFGS starts every step from an approximate Newton step. Its Hessian is a Kronecker product of a (classes, classes) and a
 (dim, dim) matrix: exact at first, where all rows have the same probabilities, and made anew for those of the day in fits
-that take many steps. The eigenvectors of the first serve every C. Sums over rows are made chunk by chunk in float32, and in
-float64 once rounding hides the rest of the way; everything else is float64.
+that take many steps. The eigenvectors of the first serve every C. Sums over rows are made chunk by chunk in float32; once
+rounding hides the rest of the way, in float64 at one point, and from there on the changes alone, whose rounding shrinks with
+them. Everything else is float64.
 """
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .lbfgs import minimize
+
 
 logger = logging.getLogger(__name__)
 
-MEMORY = 10  # pairs that L-BFGS keeps
-MAX_TRIALS = 12  # step lengths per iteration
-SUFFICIENT_DECREASE, CURVATURE = 1e-4, 0.9  # of Wolfe's conditions
-FIRST_RENEWAL, RENEWAL = 25, 50  # iterations after which the approximate Hessian is made anew
-LOSS_NOISE = 1e-7  # nats within which two losses cannot be told apart in float32
-STEP_TOLERANCE, MOVE_TOLERANCE = 1e-5, 4e-4  # of the coefficients' norm: the next step, the last ten steps together
+ANCHOR_SHARE = 1 / 32  # of the way from where the loss is known exactly; shorter steps ask for another such place
 _FEW_PRODUCTS = 1 << 24  # features x classes of all rows, below which one thread of a CPU is faster than two
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}  # features or logits at a time; a CPU's stay in its cache
 
@@ -45,6 +42,7 @@ class LogisticSolution:
         iterations: of L-BFGS.
         evaluations: of loss and gradient, each two passes over the features.
         is_converged: whether `gradient` is no larger than the tolerance.
+        curvature: the approximate Hessian, for fits that start here.
     """
 
     coefficients: Tensor
@@ -53,6 +51,7 @@ class LogisticSolution:
     iterations: int
     evaluations: int
     is_converged: bool
+    curvature: "_Curvature" = field(repr=False)
 
 
 class LogisticProblem:
@@ -114,14 +113,17 @@ class LogisticProblem:
 
     def curvature_of(self, classes: Tensor, weights: Tensor) -> "_Curvature":
         """Decompose the Hessian classes (K, K) x the mean of weight (B,) x feature x feature'."""
-        total, dim = weights.sum(), self.features.shape[1]
-        parts = weights.split(self.chunk_rows)
-        centre = sum(w.double() @ chunk.double() for chunk, w in zip(self.chunks(), parts, strict=True)) / total
+        weights, dim = weights.to(self.dtype), self.features.shape[1]
+        total, parts = weights.sum(dtype=torch.float64), weights.split(self.chunk_rows)
+        centre = torch.zeros(dim, dtype=torch.float64, device=weights.device)
+        for chunk, part in zip(self.chunks(), parts, strict=True):
+            centre += part @ chunk.to(self.dtype)
+        centre /= total
         if self.rows > dim:
-            gram, narrow = centre.new_zeros(dim, dim), centre.to(self.dtype)
+            gram, narrow = weights.new_zeros(dim, dim), centre.to(self.dtype)
             for chunk, part in zip(self.chunks(), parts, strict=True):
-                chunk = (chunk.to(self.dtype) - narrow) * part.to(self.dtype).sqrt()[:, None]
-                gram += chunk.T @ chunk
+                chunk = (chunk.to(self.dtype) - narrow) * part.sqrt()[:, None]
+                gram.addmm_(chunk.T, chunk)
             values, vectors = torch.linalg.eigh(gram / self.rows)
         else:  # what lies outside of the rows' span has no gradient
             rows = (self.features.double() - centre) * (weights.double()[:, None] / self.rows).sqrt()
@@ -154,10 +156,10 @@ class LogisticProblem:
                 "`C` must be a finite number above 0, `tol` above 0 and `max_iterations` at least 1; got "
                 f"{C!r}, {tol!r} and {max_iterations!r}."
             )
-        fit = _Fit(self, 1 / (C * self.rows))
+        fit = _Fit(self, 1 / (C * self.rows), self.curvature if start is None else start.curvature)
         point = fit.first_point(start)
         with self._threads():
-            minimum = _minimize(fit, point, tol, max_iterations)
+            minimum = minimize(fit, point, tol, max_iterations)
         if minimum.gradient > tol:
             logger.warning(
                 f"The logistic regression at C = {C:g} stopped after {minimum.iterations} iterations at a gradient of "
@@ -167,7 +169,13 @@ class LogisticProblem:
         if self.is_pair:
             coefficients, intercept = (torch.cat([-half, half]) for half in (coefficients / 2, intercept / 2))
         return LogisticSolution(
-            coefficients, intercept, minimum.gradient, minimum.iterations, fit.evaluations, minimum.gradient <= tol
+            coefficients,
+            intercept,
+            minimum.gradient,
+            minimum.iterations,
+            fit.evaluations,
+            minimum.gradient <= tol,
+            fit.curvature,
         )
 
     @contextmanager
@@ -187,21 +195,33 @@ class _Curvature:
     """The approximate Hessian without the penalty, in its eigenvectors, to solve with at any penalty."""
 
     def __init__(self, classes: Tensor, centre: Tensor, values: Tensor, vectors: Tensor, weight: float):
-        self.centre, self.values, self.vectors = centre, values, vectors
+        # Any rounding here only costs steps: the products with eigenvectors are made in the precision of the features.
+        self.centre, self.values, self.vectors = centre, values.double(), vectors
         class_values, self.class_vectors = torch.linalg.eigh(classes)
         self.class_values = class_values.clamp_min(0)
         # The direction in which all scores shift alike has no curvature and no gradient.
-        self.inverse_classes = torch.linalg.pinv(classes * weight, rtol=1e-8, hermitian=True)
+        inverse = torch.where(class_values > 1e-12 * class_values[-1], 1 / (class_values * weight), 0)
+        self.inverse_classes = self.class_vectors @ (inverse[:, None] * self.class_vectors.T)
 
     def solve(self, gradient: Tensor, penalty: float, mean: Tensor) -> Tensor:
         """The Newton step for a gradient (K, D + 1) by coefficients and by scores at the mean feature."""
         shift = self.centre - mean
         offsets = gradient[:, -1:]
-        inner = self.class_vectors.T @ (gradient[:, :-1] - offsets * shift) @ self.vectors
+        inner = self.class_vectors.T @ (gradient[:, :-1] - offsets * shift)
+        inner = (inner.to(self.vectors.dtype) @ self.vectors).double()
         inner /= self.class_values[:, None] * self.values + penalty
-        coefficients = self.class_vectors @ inner @ self.vectors.T
+        coefficients = self.class_vectors @ (inner.to(self.vectors.dtype) @ self.vectors.T).double()
         offsets = self.inverse_classes @ offsets - coefficients @ shift[:, None]
         return torch.cat([coefficients, offsets], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Anchor:
+    """A point with its data term, exactly."""
+
+    point: Tensor
+    loss: float
+    gradient: Tensor
 
 
 class _Fit:
@@ -210,10 +230,11 @@ class _Fit:
     In these coordinates, those of centred features, intercepts and coefficients hardly interact.
     """
 
-    def __init__(self, problem: LogisticProblem, penalty: float):
+    def __init__(self, problem: LogisticProblem, penalty: float, curvature: _Curvature):
         self.problem, self.penalty, self.evaluations = problem, penalty, 0
         self.dtype = problem.dtype
-        self.curvature = problem.curvature
+        self.curvature = curvature
+        self.anchor = None
         self._buffers = {}
 
     def first_point(self, start: LogisticSolution | None) -> Tensor:
@@ -244,45 +265,89 @@ class _Fit:
             logits = torch.addmm(offset[:, None], narrow, chunk.to(problem.dtype).T)
             if problem.is_softmax:
                 shares = logits.softmax(dim=0)
-                spread = shares * (1 - shares)
                 classes -= shares @ shares.T
-                classes.diagonal().add_(shares.sum(dim=1))
+                # The sum of share x (1 - share), without the difference of 1 and a share next to it.
+                rest = shares.scatter_(0, shares.argmax(dim=0, keepdim=True), 0)
+                others = rest.sum(dim=0)
+                spread = others * (2 - others) - rest.square().sum(dim=0)
             else:
                 shares = logits.sigmoid()
-                spread = shares * (1 - shares) * (problem.targets[:, first : first + len(chunk)] >= 0)
+                spread = shares * logits.neg_().sigmoid_() * (problem.targets[:, first : first + len(chunk)] >= 0)
                 classes.diagonal().add_(spread.sum(dim=1))
+                spread = spread.sum(dim=0)
             first += len(chunk)
-            weights.append(spread.sum(dim=0))
-        self.curvature = problem.curvature_of((classes + classes.T) / (2 * classes.trace()), torch.cat(weights))
+            weights.append(spread)
+        if problem.is_softmax:  # a row's shares sum to 1, so rows of this matrix sum to 0
+            classes = (classes + classes.T) / 2
+            classes.diagonal().zero_().sub_(classes.sum(dim=1))
+        self.curvature = problem.curvature_of(classes / classes.trace(), torch.cat(weights))
 
-    def widen(self) -> bool:
-        """Go on in float64; False if that is where it is already."""
-        if self.dtype == torch.float64:
+    def sharpen(self, point: Tensor) -> bool:
+        """Compute in float64 at a point, and from now on what changes from there; False if nothing gets more exact."""
+        if self.dtype == torch.float64 or (self.anchor is not None and torch.equal(self.anchor.point, point)):
             return False
-        self.dtype, self._buffers = torch.float64, {}
+        self.anchor = _Anchor(point, *self._data_term(point, torch.float64))
         return True
+
+    @property
+    def is_sharp(self) -> bool:
+        """Whether it is computed more exactly than at first."""
+        return self.dtype == torch.float64 or self.anchor is not None
+
+    def sharpness(self, point: Tensor) -> float:
+        """The length of steps from a point for which rounding may be in the way: a share of the way from the anchor."""
+        return 0.0 if self.anchor is None else ANCHOR_SHARE * (point - self.anchor.point).norm().item()
 
     def __call__(self, point: Tensor) -> tuple[float, Tensor, float]:
         """The loss, its gradient, and the largest entry of the gradient by plain coefficients and intercepts."""
-        problem = self.problem
+        problem, coefficients = self.problem, point[:, :-1]
         self.evaluations += 1
-        coefficients, intercept = self.plain(point)
-        narrow, offset = coefficients.to(self.dtype), intercept.to(self.dtype)[:, None]
-        gradient, loss = torch.zeros_like(point), torch.zeros((), dtype=torch.float64, device=point.device)
-        first = 0
-        for chunk in problem.chunks():
-            last, chunk = first + len(chunk), chunk.to(self.dtype)
-            logits = torch.addmm(offset, narrow, chunk.T, out=self._buffer("logits", len(point), len(chunk)))
-            loss += self._to_residuals(logits, problem.targets[..., first:last])
-            gradient[:, :-1] += torch.mm(logits, chunk, out=self._buffer("gradient", *coefficients.shape))
-            gradient[:, -1] += logits.sum(dim=1, dtype=torch.float64)
-            first = last
-        gradient /= problem.rows
+        if self.anchor is None:
+            loss, gradient = self._data_term(point, self.dtype)
+        elif torch.equal(self.anchor.point, point):
+            loss, gradient = self.anchor.loss, self.anchor.gradient.clone()
+        else:
+            loss, gradient = self._data_term_from_anchor(point)
         gradient[:, :-1] += self.penalty * coefficients
-        loss = loss.item() / problem.rows + 0.5 * self.penalty * coefficients.square().sum().item()
+        loss += 0.5 * self.penalty * coefficients.square().sum().item()
         largest = (gradient.abs().amax(dim=1) * problem.scale).max().item()
         gradient[:, :-1] -= gradient[:, -1:] * problem.mean
         return loss, gradient, largest
+
+    def _data_term(self, point: Tensor, dtype: torch.dtype) -> tuple[float, Tensor]:
+        """The mean loss without the penalty, and its gradient (K, D + 1) by plain coefficients and intercepts."""
+        problem = self.problem
+        narrow, offset = (values.to(dtype) for values in self.plain(point))
+        gradient, loss, first = torch.zeros_like(point), point.new_zeros(()), 0
+        for chunk in problem.chunks():
+            last, chunk = first + len(chunk), chunk.to(dtype)
+            logits = self._buffer("logits", len(point), len(chunk), dtype)
+            torch.addmm(offset[:, None], narrow, chunk.T, out=logits)
+            loss += self._to_residuals(logits, problem.targets[..., first:last])
+            self._add_products(gradient, logits, chunk)
+            first = last
+        return loss.item() / problem.rows, gradient / problem.rows
+
+    def _data_term_from_anchor(self, point: Tensor) -> tuple[float, Tensor]:
+        """`_data_term` as the anchor's plus the change, which float32 holds to a share of itself."""
+        problem, anchor, classes = self.problem, self.anchor, len(point)
+        pairs = zip(self.plain(anchor.point), self.plain(point - anchor.point), strict=True)
+        narrow, offset = (torch.cat(pair).to(self.dtype) for pair in pairs)  # one pass over the features for both
+        gradient, loss, first = torch.zeros_like(point), point.new_zeros(()), 0
+        for chunk in problem.chunks():
+            last, chunk = first + len(chunk), chunk.to(self.dtype)
+            logits = self._buffer("two logits", 2 * classes, len(chunk), self.dtype)
+            torch.addmm(offset[:, None], narrow, chunk.T, out=logits)
+            change, losses = self._changes(logits[:classes], logits[classes:], problem.targets[..., first:last])
+            loss += losses
+            self._add_products(gradient, change, chunk)
+            first = last
+        return anchor.loss + loss.item() / problem.rows, anchor.gradient + gradient / problem.rows
+
+    def _add_products(self, gradient: Tensor, residuals: Tensor, chunk: Tensor) -> None:
+        products = self._buffer("gradient", len(residuals), chunk.shape[1], chunk.dtype)
+        gradient[:, :-1] += torch.mm(residuals, chunk, out=products)
+        gradient[:, -1] += residuals.sum(dim=1, dtype=torch.float64)
 
     def _to_residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Turn logits (K, B) into probabilities minus targets in place; return the sum of the losses."""
@@ -300,111 +365,27 @@ class _Fit:
         logits.scatter_add_(0, index, torch.full_like(right, -1))
         return (total.log() - right).sum(dtype=torch.float64)
 
-    def _buffer(self, name: str, *shape: int) -> Tensor:
-        if (name, shape) not in self._buffers:
-            self._buffers[name, shape] = torch.empty(shape, dtype=self.dtype, device=self.problem.features.device)
-        return self._buffers[name, shape]
+    def _changes(self, logits: Tensor, change: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """How probabilities (K, B) and the sum of the losses change with the logits; overwrites both.
 
+        Nothing is the difference of two nearly equal numbers: with e = exp(change) - 1, a sigmoid p changes by
+        p (1 - p) e / (1 + p e) and its log-partition by log(1 + p e); a softmax by p (e - s) / (1 + s) and log(1 + s),
+        where s is the mean of e under p.
+        """
+        growth = change.expm1()
+        if not self.problem.is_softmax:
+            known = targets >= 0
+            shares = logits.sigmoid()
+            losses = (shares * growth).log1p() - change * (targets > 0)
+            spread = shares * logits.neg_().sigmoid_()
+            return spread * growth / (1 + shares * growth) * known, (losses * known).sum(dtype=torch.float64)
+        shares = logits.softmax(dim=0)
+        mean = (shares * growth).sum(dim=0, keepdim=True)
+        losses = mean.log1p() - change.gather(0, targets[None])
+        return growth.sub_(mean).mul_(shares).div_(1 + mean), losses.sum(dtype=torch.float64)
 
-@dataclass
-class _Minimum:
-    point: Tensor
-    gradient: float
-    iterations: int
-
-
-def _minimize(fit: _Fit, point: Tensor, tol: float, max_iterations: int) -> _Minimum:
-    """Preconditioned L-BFGS (Nocedal & Wright, algorithm 7.4)."""
-    loss, gradient, largest = fit(point)
-    pairs = deque(maxlen=MEMORY)
-    iterations, renewal = 0, FIRST_RENEWAL
-    while iterations < max_iterations:
-        if iterations == renewal:
-            fit.renew_curvature(point)
-            pairs.clear()
-            renewal += RENEWAL
-        direction = -_newton_step(gradient, pairs, fit.precondition)
-        if largest <= tol and _has_settled(point, direction, pairs):
-            break
-        found = None
-        if largest > tol or fit.dtype == torch.float64:
-            found = _search_line(fit, point, direction, loss, gradient)
-        if found is None:
-            # What is left to go is within float32's rounding: compute more exactly, then from nothing learnt.
-            if not fit.widen():
-                if not pairs:
-                    break
-                pairs.clear()
-            loss, gradient, largest = fit(point)
-            continue
-        iterations += 1
-        step, change = found.point - point, found.gradient - gradient
-        product = (step * change).sum()
-        if product > 0:
-            pairs.append((step, change, 1 / product))
-        point, loss, gradient, largest = found.point, found.loss, found.gradient, found.largest
-    return _Minimum(point, largest, iterations)
-
-
-def _has_settled(point: Tensor, direction: Tensor, pairs: deque) -> bool:
-    """Whether the coefficients hardly move any more.
-
-    Where convergence is slow, the next step says little of the way that is left; the last ones together do.
-    """
-    norm = point[:, :-1].norm()
-    if direction[:, :-1].norm() <= STEP_TOLERANCE * norm:
-        return True
-    moved = sum(move[:, :-1] for move, _, _ in pairs)
-    return len(pairs) == MEMORY and bool(moved.norm() <= MOVE_TOLERANCE * norm)
-
-
-def _newton_step(gradient: Tensor, pairs: deque, precondition: Callable[[Tensor], Tensor]) -> Tensor:
-    """The inverse of L-BFGS's Hessian times the gradient, by two loops over the pairs."""
-    step, weights = gradient.clone(), []
-    for move, change, inverse in reversed(pairs):
-        weights.append(inverse * (move * step).sum())
-        step -= weights[-1] * change
-    step = precondition(step)
-    if pairs:
-        _, change, inverse = pairs[-1]
-        step /= inverse * (change * precondition(change)).sum()
-    for (move, change, inverse), weight in zip(pairs, reversed(weights), strict=True):
-        step += (weight - inverse * (change * step).sum()) * move
-    return step
-
-
-@dataclass
-class _Trial:
-    point: Tensor
-    loss: float
-    gradient: Tensor
-    largest: float
-
-
-def _search_line(fit: _Fit, point: Tensor, direction: Tensor, loss: float, gradient: Tensor) -> _Trial | None:
-    """A point along the direction that meets the strong Wolfe conditions; None if there is none to be found.
-
-    The objective is convex, so the slope brackets the minimum, and a length is guessed where the slope would be 0.
-    """
-    slope = (direction * gradient).sum().item()
-    if not slope < 0:
-        return None
-    length, low, low_slope, high, high_slope = 1.0, 0.0, slope, None, None
-    for _ in range(MAX_TRIALS):
-        trial = _Trial(point + length * direction, *fit(point + length * direction))
-        trial_slope = (direction * trial.gradient).sum().item()
-        is_lower = trial.loss <= loss + SUFFICIENT_DECREASE * length * slope + LOSS_NOISE * max(1, loss)
-        if is_lower and abs(trial_slope) <= -CURVATURE * slope:
-            return trial
-        if is_lower and trial_slope < 0:
-            low, low_slope = length, trial_slope
-        else:
-            high, high_slope = length, trial_slope
-        if high is None:
-            length *= 2
-            continue
-        share = 0.5
-        if high_slope > 0:
-            share = min(max(low_slope / (low_slope - high_slope), 0.1), 0.9)
-        length = low + share * (high - low)
-    return None
+    def _buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        key = (name, rows, columns, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(rows, columns, dtype=dtype, device=self.problem.features.device)
+        return self._buffers[key]
