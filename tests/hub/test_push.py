@@ -86,7 +86,7 @@ def push_and_load(folder: Path, repo_id: str, class_name: str) -> bool:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_run_is_published_whole_in_one_commit(hub, client, runs, name):
-    repo_id, run = f"ada/{name}", runs / name
+    repo_id, run = f"ada/run-{name}", runs / name
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert client.run(push_and_load, run, repo_id, RUNS[run.name].__name__)
     repository = hub.repository(repo_id)
