@@ -32,6 +32,8 @@ from tests.process_pool import ProcessPool  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(skips)
     refuse_network()
+    # A loader that ends as cyclic garbage cannot tell its workers to stop any more; each is waited for so many seconds.
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
     torch.set_num_threads(1)  # tiny shapes gain nothing from a second, and lose much by it beside other programs
 
 

@@ -109,7 +109,8 @@ def publish(
     for attempt in range(1, TRIES + 1):
         try:
             return commit.try_once()
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, OSError, RuntimeError, ValueError) as failure:
+            error = _unwrapped(failure)
             if attempt < TRIES and _may_pass(error):
                 seconds = _wait_seconds(error, attempt)
                 logger.warning(f"{_words(error, token)} Trying again in {seconds} s.")
@@ -133,6 +134,11 @@ def owned(repo_id: str, token=None) -> str:
     except (HTTPError, OSError, ValueError) as error:
         remedy = "Log in with `hf auth login`, give a `token`, or name the owner: 'owner/name'."
         raise PushError(f"Whose {repo_id!r} is, is not known: {_words(error, token)} {remedy}") from None
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """What went wrong: of an upload, the client's own error says no more than the name of the file."""
+    return error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
 
 
 def _may_pass(error: Exception) -> bool:

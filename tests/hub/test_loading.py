@@ -160,6 +160,42 @@ def test_what_is_closed_or_missing_is_said_by_every_loader(hub, client, publishe
     ), found
 
 
+@torch.no_grad()
+def through_transformers(repo_id: str, **where) -> list[Tensor]:
+    """What the Auto class and a pipeline load."""
+    model = transformers.AutoModelForImageClassification.from_pretrained(repo_id, **where)
+    names = {name: where[name] for name in ("token", "revision") if name in where}
+    pipe = transformers.pipeline("image-classification", model=repo_id, **names) if where == names else None
+    return [outputs(each.eval()) for each in (model, pipe and pipe.model) if each is not None]
+
+
+@pytest.mark.parametrize("name", ["ours", "transformers"])
+def test_auto_classes_and_pipelines_read_what_they_may_and_say_what_they_may_not(hub, client, published, name):
+    """Of this library's format and of transformers', by transformers' own loading."""
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}).to_json_string().encode()
+    for repo_id in (f"ada/{name}", f"ada/{name}-private", f"ada/{name}-private-unread"):
+        hub.publish(repo_id, {"preprocessor_config.json": processor})
+    repository = hub.repository(f"ada/{name}")
+    repository.tags["v2"] = repository.branches["next"] = first = repository.branches["main"]
+    inside = {f"models/vit/{path}": data for path, data in repository.files.items() if path != ".gitattributes"}
+    hub.publish(f"ada/{name}-inside", inside)
+    found = [client.run(through_transformers, repository.name, revision=there) for there in ("v2", "next", first.sha)]
+    found.append(client.run(through_transformers, f"ada/{name}-private", token=token_of("ada")))
+    assert [len(each) for each in found] == [2] * 4
+    found.append(client.run(through_transformers, f"ada/{name}-inside", subfolder="models/vit"))
+    for logits in sum(found, []):
+        torch.testing.assert_close(logits, published[name], rtol=1e-5, atol=1e-5)
+    for repo_id, where in (
+        (f"ada/{name}-private-unread", {}),
+        (f"ada/{name}-private-unread", {"token": token_of("bob")}),
+        ("ada/missing", {"token": token_of("ada")}),
+        (repository.name, {"revision": "v9"}),
+    ):
+        error = client.failure(through_transformers, repo_id, **where)
+        assert error.kind in ("OSError", "RepositoryNotFoundError") and repo_id in error.text, error.text
+        assert "v9" in error.text or "private" in error.text, error.text
+
+
 def test_repository_without_a_model_is_not_taken_for_one_out_of_reach(hub, client, published):
     found = client.run(refusals, "ada/nothing")
     assert "no config.json with a `model_type`, and no weights" in found["model"]

@@ -9,10 +9,9 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_vitfm import create_model_card, export_checkpoint
 from hf_vitfm.cards.usage import Published
 from hf_vitfm.conversion.export import written_formats
-from hf_vitfm.hub.remote_code import write_remote_code
+from hf_vitfm.hub.staging import stage
 from tests.cards.test_contrastive_card import RESULTS as CLIP_RESULTS
 from tests.cards.test_contrastive_card import RUN as CLIP_RUN
 from tests.cards.test_model_card import RESULTS as VIT_RESULTS
@@ -39,33 +38,19 @@ CASES = {  # the formats, the root's first; whether code lies beside it; the lib
 }
 
 
-def save(folder, name: str, formats: tuple[str, ...], remote_code: bool):
-    """A repository's files but for the card; the model that is in all formats."""
-    model, processor = build(name, for_transformers=bool({"transformers", "timm"} & {*formats}))
-    for place, format in enumerate(formats):
-        target = folder / format if place else folder
-        if format == "hf_vitfm":
-            model.save_pretrained(target)
-            processor.save_pretrained(target)
-        else:
-            export_checkpoint(model, target, format, processor)
-    if remote_code:
-        write_remote_code(folder, type(model))
-    return model, processor
-
-
-def write_card(folder, name: str, model, processor, **kwargs) -> str:
-    """The card of a run, as it is written before the model is published: in the run's folder."""
+def write_run(folder, name: str, for_transformers: bool):
+    """The folder of a finished run, made up but for its model; the model."""
     folder.mkdir()
+    model, processor = build(name, for_transformers)
     results, run = FILES[name]
     if name == "vit":
         run = {**run, "per_class": dict.fromkeys(model.config.id2label.values(), 0.9)}
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    (folder / "config.json").write_text(json.dumps(config))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     getattr(processor, "image_processor", processor).save_pretrained(folder)
     (folder / "all_results.json").write_text(json.dumps(results))
     (folder / "run.json").write_text(json.dumps(run))
-    return create_model_card(folder, **kwargs).read_text()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +79,16 @@ def expected_output(name: str, model, images):
 def test_code_of_the_card_runs_on_the_repository(hub, stranger, album, tmp_path, name, way, monkeypatch):
     formats, remote_code, library = CASES[name, way]
     folder, repo_id = tmp_path / "repository", f"ada/{name}-{way}"
-    model, processor = save(folder, name, formats, remote_code)
+    model = write_run(tmp_path / "run", name, for_transformers=bool({"transformers", "timm"} & {*formats}))
     how = {"formats": formats, "remote_code": remote_code}
-    card = write_card(tmp_path / "run", name, model, processor, repo_id=repo_id, **how)
-    (folder / "README.md").write_text(card)
-    hub.publish(repo_id, folder)
+    folder.mkdir()
+    hub.publish(repo_id, stage(tmp_path / "run", folder, repo_id=repo_id, **how).directory)  # as a push does
+    card = (folder / "README.md").read_text()
 
     data = ModelCard(card).data
     assert data.library_name == library and ("custom_code" in data.tags) == remote_code
+    told = [result.metric_value for result in data.eval_results]
+    assert told and all(value in FILES[name][0].values() for value in told)
     stranger.run(receiver.validate, card)
     assert ("trust_remote_code=True" in card) == remote_code
     assert ("pip install hf-vitfm" in card.split("```python")[0]) == (formats[0] == "hf_vitfm" and not remote_code)
@@ -119,7 +106,8 @@ def test_code_of_the_card_runs_on_the_repository(hub, stranger, album, tmp_path,
     loaded = {formats[0]} & others | {*formats[1:]} & {"transformers", *others}  # whose code leaves a `model`
     assert sum("output" in values for values in found) == len(loaded)
 
-    local = write_card(tmp_path / "again", name, model, processor, **how)
+    (tmp_path / "again").mkdir()
+    local = (stage(tmp_path / "run", tmp_path / "again", **how).directory / "README.md").read_text()
     monkeypatch.chdir(album)
     for block in re.findall(r"```python\n(.*?)```", local, flags=re.DOTALL):
         exec(block.replace("path/to/this/folder", str(folder)), {})

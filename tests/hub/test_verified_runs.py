@@ -1,4 +1,4 @@
-"""Runs of the recipes leave records that `verify` confirms: of each kind, in memory or not, in whole and half weights."""
+"""What a run records of its data and predictions, for `verify`; test_runs_for_others.py has a run of each kind."""
 
 import json
 
@@ -15,38 +15,8 @@ from hf_vitfm.training.arguments import VisionTrainingArguments
 from hf_vitfm.training.classification import ImageClassificationTrainer
 from hf_vitfm.training.mae import MAETrainer
 from hf_vitfm.training.record import fingerprint_splits, hash_predictions
-from recipes.clip import train
-from recipes.mae import pretrain
 from recipes.vit import finetune
 from tests.tiny import tiny_config, tiny_mae
-
-
-RUNS = {
-    "vit": (finetune, "recipes/vit/configs/fashion_scratch.yaml", "--seed", "3"),
-    "mae": (pretrain, "recipes/mae/configs/pretrain_fashion.yaml", "--half_weights"),
-    "clip": (train, "recipes/clip/configs/emoji.yaml", "--half_weights", "--holdout", "0.25"),
-}
-SPLITS = {
-    "vit": {"train", "evaluation"},
-    "mae": {"train", "evaluation", "labelled_bank", "labelled_queries"},
-    "clip": {"train", "evaluation", "zero_shot"},
-}
-
-
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_run_is_confirmed(kind, tmp_path):
-    script, *argv = RUNS[kind]
-    script.main([*argv, "--smoke", "--use_cpu", "--output_dir", str(tmp_path / "run")])
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["splits"].keys() == SPLITS[kind]
-    assert record["world_size"] == 1 and len(record["loss_trace"]) == 2
-    assert set(record["seeds"].values()) == {record["hyperparameters"]["seed"]}
-    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
-    assert record["evaluation"]["metrics"].items() <= results.items()
-    result = verify(tmp_path / "run")
-    assert result.verdict == MATCHES, result
-    assert all(check.found == pytest.approx(check.recorded, rel=1e-5) for check in result.metrics)
-    assert not result.notes
 
 
 def test_numbers_of_a_folder_of_ones_own_need_its_path(tmp_path):

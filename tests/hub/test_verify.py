@@ -69,6 +69,14 @@ def test_other_weights_are_caught_by_the_numbers_even_if_their_hash_was_put_righ
     assert any("not the same for every row" in note for note in result.notes)
 
 
+def test_other_weights_of_a_clip_are_caught_by_hash_and_numbers(tmp_path):
+    folder = shutil.copytree(sample_checkpoint("emoji-clip"), tmp_path / "model")
+    change_weight(folder, "text_projection.weight", lambda weight: weight.flip(0))
+    result = verify(folder)
+    assert "weights: model.safetensors is not the file that was recorded" in result.differences
+    assert "eval_zero_shot_top1" in text(result) and "eval_text_to_image_recall@10" in text(result)
+
+
 def test_a_changed_test_set_is_named_as_such(published, tmp_path):
     rows = load_sample("fashion-mnist")["test"]
     relabelled = rows.map(

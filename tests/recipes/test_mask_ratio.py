@@ -104,7 +104,12 @@ def test_impossible_ratios_are_refused(calls, tmp_path, ratios):
 
 
 @pytest.mark.slow
+def test_smoke_takes_two_ratios_and_a_folder_of_its_own():
+    args = mask_ratio.MaskRatioArguments("out", ratios=[0.15, 0.5, 0.75], encoder={}, smoke=True)
+    assert (args.ratios, args.output_dir) == ([0.15, 0.5], "out-smoke")
+
+
 def test_smoke(tmp_path):
-    record = mask_ratio.main([CONFIG, "--smoke", "--output_dir", str(tmp_path / "out")])
-    assert len(record["top1"]["finetune"]) == len(record["top1"]["linear_probe"]) == 2
+    record = mask_ratio.main([CONFIG, "--smoke", "--ratios", "0.75", "--output_dir", str(tmp_path / "out")])
+    assert record["top1"]["finetune"].keys() == record["top1"]["linear_probe"].keys() == {"0.75"}
     assert (tmp_path / "out-smoke" / "mask_ratio.png").is_file()

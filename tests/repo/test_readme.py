@@ -5,10 +5,12 @@ import functools
 import io
 import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -18,6 +20,7 @@ from tests.repo.tree import ROOT
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "recipes/README.md")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SCRIPTS = [file for folder in ("benchmarks", "model_cards", "recipes") for file in (ROOT / folder).rglob("*.py")]
 KNOWN_COMMANDS = {"accelerate", "cd", "git", "hf-vitfm", "make", "pip", "pytest", "python", "ruff"}
 
 
@@ -86,11 +89,28 @@ def make_targets() -> set[str]:
 
 @functools.cache
 def script_options(script: str) -> set[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, script, "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{script} --help failed:\n{done.stderr}"
-    return set(re.findall(r"--\w[\w-]*", done.stdout))
+    """What `python SCRIPT --help` names; run in this process, where the libraries are loaded already."""
+    with as_program(ROOT / script, "--help"), contextlib.redirect_stdout(io.StringIO()) as printed:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    assert not stop.value.code, f"{script} --help failed: {stop.value.code}"
+    return set(re.findall(r"--\w[\w-]*", printed.getvalue()))
+
+
+@contextlib.contextmanager
+def as_program(script: Path, *arguments: str) -> Iterator[None]:
+    """The interpreter as `PYTHONPATH=. python SCRIPT` finds it: scripts import those beside them, and no others."""
+    path = [str(script.parent), str(ROOT)]
+    path += [place for place in sys.path if place not in {str(file.parent) for file in SCRIPTS}]
+    names = {file.stem for file in SCRIPTS}
+    known = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    try:
+        with mock.patch.dict(os.environ), mock.patch.multiple(sys, argv=[str(script), *arguments], path=path):
+            yield
+    finally:
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+        sys.modules.update(known)
 
 
 def read(document: str) -> str:
