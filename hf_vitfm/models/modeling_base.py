@@ -238,7 +238,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
 
         Args:
             repo_id: owner and name.
-            **kwargs: what `hf_vitfm.push_to_hub` takes: `processing_class`, `private`, `formats`, `token`, ...
+            **kwargs: what `hf_vitfm.push_to_hub` takes: `processing_class`, `private`, `formats`, `token`, ... Of those of
+                transformers' method, `create_pr`, `tags`, `max_shard_size` and `commit_description` are refused.
 
         Returns:
             The commit.
@@ -247,7 +248,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
             hub = importlib.import_module("hf_vitfm.hub.push")
         except ImportError:  # remote code where the library is not installed
             return super().push_to_hub(repo_id, **kwargs)
-        return hub.push_to_hub(self, repo_id, **kwargs)
+        return hub.push_model(self, repo_id, **kwargs)
 
     @classmethod
     def _refuse_half(cls, source, model, saved: dict, missing) -> None:
