@@ -19,13 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("directory", help="folder of a finished run or of a saved model")
     parser.add_argument("repo_id", help="owner/name")
-    parser.add_argument(
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument(
         "--private",
         action="store_true",
         default=True,
         help="a new repository is for its owner alone (the default); one that exists stays as it is",
     )
-    parser.add_argument("--public", action="store_false", dest="private", help="a new repository is for everybody")
+    visibility.add_argument("--public", action="store_false", dest="private", help="a new repository is for everybody")
     parser.add_argument(
         "--format",
         default="hf_vitfm",
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.directory,
         arguments.repo_id,
         private=arguments.private,
-        formats=tuple(arguments.format.split(",")),
+        formats=tuple(name.strip() for name in arguments.format.split(",")),
         remote_code=arguments.remote_code,
         revision=arguments.revision,
         commit_message=arguments.message,

@@ -21,8 +21,10 @@ def hide_tokens(text: str, token=None) -> str:
         token: the token of this call; those of the environment and what looks like one are replaced too.
     """
     for secret in (token, *map(os.environ.get, _VARIABLES)):
-        if isinstance(secret, str) and len(secret) >= _SHORTEST:
-            text = text.replace(secret, "***")
+        if not isinstance(secret, str) or len(secret.strip()) < _SHORTEST:
+            continue
+        for written in (secret.strip(), repr(secret.strip())[1:-1]):  # as it is, and as an error quotes it
+            text = text.replace(written, "***")
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

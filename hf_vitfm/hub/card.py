@@ -31,10 +31,13 @@ def write_card(
         parameters: their number.
         published: the formats that the directory holds, and whether there is code.
         repo_id: as the user named it.
+
+    Raises:
+        ValueError: if somebody's own text is not UTF-8, or the files of the run make no card.
     """
     repo_id = repo_id if is_hub_id(repo_id) else None
     card = None if folder is None else folder / "README.md"
-    if card is not None and card.is_file() and MARKER not in card.read_text(encoding="utf-8", errors="replace"):
+    if card is not None and card.is_file() and MARKER not in _text(card):
         shutil.copyfile(card, directory / "README.md")
         return
     if folder is not None and all((folder / name).is_file() for name in _OF_A_RUN):
@@ -51,8 +54,18 @@ def _card_of_run(folder: Path, published: Published, repo_id: str | None) -> str
         for path, reason in walk(folder):
             if reason is None and not WEIGHTS.fullmatch(path) and path != "README.md":
                 shutil.copyfile(folder / path, Path(copy, path))
-        card = create_model_card(copy, repo_id=repo_id, formats=formats, remote_code=remote_code)
+        try:
+            card = create_model_card(copy, repo_id=repo_id, formats=formats, remote_code=remote_code)
+        except ValueError as error:  # which names files of the copy
+            raise ValueError(str(error).replace(copy, str(folder))) from error
         return card.read_text(encoding="utf-8")
+
+
+def _text(card: Path) -> str:
+    try:
+        return card.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{card.name} must be UTF-8, as the Hub reads it; got {error}. Save it as UTF-8.") from None
 
 
 def _image_processor(directory: Path) -> dict | None:

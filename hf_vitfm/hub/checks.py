@@ -1,14 +1,15 @@
-"""What is never published: secrets, paths of somebody's machine, files that are too large.
+"""What is never published: secrets, paths of somebody's machine, files from elsewhere, files that are too large.
 
 The words of a refusal name the file and the line, never the secret.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from .contents import VOCABULARIES, walk
+from .contents import VOCABULARIES, WEIGHTS, walk
 
 
 _SECRET_FILES = re.compile(
@@ -16,6 +17,7 @@ _SECRET_FILES = re.compile(
     r"|\.git-credentials|\.htpasswd|credentials(\..+)?|secrets?(\..+)?|token",
     re.IGNORECASE,
 )
+_VALUE = r"(?=[A-Za-z0-9_+/=-]*\d)(?=[A-Za-z0-9_+/=-]*[A-Za-z])[A-Za-z0-9_+/=-]{16,}"
 _SECRETS = {
     "a Hub token": re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{16,}"),
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
@@ -26,6 +28,14 @@ _SECRETS = {
     "a Slack token": re.compile(r"\bxox[abeprs]-[\w-]{10,}"),
     "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
     "a password in an address": re.compile(r"\w://[^/\s:@'\"]+:[^/\s@'\"]+@"),
+    # Of any service: a long value with digits and letters after a name that says what it is.
+    "a password or key": re.compile(
+        r"(api|access|secret|private|auth)[_-]?(key|token)\b[\"']?\s{0,2}[:=\s]\s{0,2}[\"']?"
+        + _VALUE
+        + r"|passw(or)?d\b[\"']?\s{0,2}[:=\s]\s{0,2}[\"']?"
+        + _VALUE,
+        re.IGNORECASE,
+    ),
 }
 _HOMES = (
     "home|Users|root|mnt|media|tmp|var|opt|srv|scratch|data|work|workspace|gpfs|lustre|nfs|private|Volumes|content"
@@ -37,7 +47,8 @@ _PATHS = (
 )
 _WINDOWS_PATH, _WINDOWS_PATH_IN_JSON = re.compile(r"\b[A-Za-z]:\\\w"), re.compile(r"\b[A-Za-z]:\\\\\w")
 _TEXTS_WITH_PATHS = (".json", ".md", ".txt", ".cff")
-_UNREAD = (".safetensors", ".png", ".jpg", ".jpeg", ".webp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # which may carry texts
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _SHORTEST_TOKEN = 8
 
 
@@ -46,7 +57,9 @@ class RefusedFilesError(ValueError):
 
 
 def check_folder(folder: Path, tokens: Sequence[str] = ()) -> None:
-    """Refuse a folder with secrets anywhere in it, in files that would be left out too.
+    """Refuse a folder with secrets anywhere in it, in files that would be left out too, and with links out of it.
+
+    A link may lead to weights anywhere, and from a snapshot of the Hub's cache to the files that it consists of.
 
     Args:
         folder: what somebody wants to publish.
@@ -55,14 +68,19 @@ def check_folder(folder: Path, tokens: Sequence[str] = ()) -> None:
     Raises:
         RefusedFilesError: naming each file and line.
     """
-    problems = []
-    for path, _ in walk(folder):
-        if path.endswith("/"):
+    problems, links = [], []
+    for path, reason in walk(folder):
+        if path.endswith("/") or not (folder / path).is_file():
+            if reason is None:
+                links.append(f"{path} is no file, or a link to none")
             continue
+        if reason is None and not WEIGHTS.fullmatch(path) and _leads_out(folder / path, folder):
+            links.append(f"{path} is a link to a file outside of the folder")
         if _SECRET_FILES.fullmatch(PurePosixPath(path).name):
             problems.append(f"{path} is a file of secrets by its name")
         else:
             problems += _secrets(folder / path, path, tokens)
+    _refuse(links, "Remove them, or put the files themselves in their place.")
     _refuse(problems, "Move them out of the folder, and revoke what was in them if others have seen it.")
 
 
@@ -96,6 +114,13 @@ def _refuse(problems: list[str], remedy: str) -> None:
         raise RefusedFilesError(f"Not fit to be published: {'; '.join(problems[:10])}{more}. {remedy}")
 
 
+def _leads_out(file: Path, folder: Path) -> bool:
+    inside = folder.resolve()
+    if inside.parent.name == "snapshots":
+        inside = inside.parent.parent
+    return not file.resolve().is_relative_to(inside)
+
+
 def _secrets(file: Path, name: str, tokens: Sequence[str]) -> Iterator[str]:
     known = [token for token in tokens if len(token) >= _SHORTEST_TOKEN]
     for number, line in _lines(file):
@@ -117,18 +142,25 @@ def _absolute_paths(file: Path, name: str) -> Iterator[str]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text; the header of a weight file, which is JSON, as one line; nothing of other binaries."""
+    """Numbered lines of a text, and of the texts inside a binary file; the header of a weight file, which is JSON, as one.
+
+    In binary files, where texts have no lines, those are counted that are long enough to hold a secret.
+    """
     if file.suffix == ".safetensors":
         yield 1, _header(file)
         return
-    if file.suffix.lower() in _UNREAD:
-        return
     with open(file, "rb") as stream:
-        if b"\0" in stream.read(8192):
-            return
+        start = stream.read(8192)
         stream.seek(0)
-        for number, line in enumerate(stream, 1):
-            yield number, line.decode("utf-8", errors="replace")
+        encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+        if encoding == "utf-16":
+            yield from enumerate(stream.read().decode(encoding, errors="replace").splitlines(), 1)
+        elif b"\0" not in start:
+            for number, line in enumerate(stream, 1):
+                yield number, line.decode(encoding, errors="replace")
+        elif file.suffix.lower() in _PICTURES:
+            texts = re.findall(rb"[\x20-\x7e]{12,}", stream.read())
+            yield from enumerate((text.decode("ascii") for text in texts), 1)
 
 
 def _header(file: Path) -> str:

@@ -20,6 +20,10 @@ _PREPROCESSING = re.compile(
 _RESULTS = re.compile(r"(\w+_results|run|log)\.json")
 _PICTURES = re.compile(r"[^.].*\.(png|jpe?g|svg|webp)", re.IGNORECASE)
 _TEXTS = re.compile(r"(README|CITATION|LICEN[CS]E|NOTICE)(\.\w+)?")
+# What other formats have at the root, and adapters, which are read in the place of a model.
+_OTHER_MODELS = re.compile(
+    r"open_clip_(config\.json|model\.safetensors)|model\.(pth|npz)|adapter_(config\.json|model\.safetensors)"
+)
 _CODE = re.compile(r"(modeling|configuration)_\w+\.py")
 # Texts whose words come from elsewhere: a vocabulary may hold anything that looks like a path.
 VOCABULARIES = re.compile(r"tokenizer\.json|vocab\.(json|txt)|merges\.txt|.*\.model")
@@ -51,7 +55,7 @@ def walk(folder: Path) -> Iterator[tuple[str, str | None]]:
     for place, folders, files in os.walk(folder):
         inside = Path(place).relative_to(folder)
         for name in sorted(folders):
-            reason = _folder_reason(name)
+            reason = "a link to a folder" if Path(place, name).is_symlink() else _folder_reason(name)
             if reason:
                 folders.remove(name)
                 yield f"{(inside / name).as_posix()}/", reason
@@ -94,5 +98,11 @@ def is_outdated(path: str, new: set[str]) -> bool:
     folder, _, rest = path.partition("/")
     if rest:
         return folder in (OURS, *written_formats())
-    known = is_root_file(path) or _RESULTS.fullmatch(path) or _CODE.fullmatch(path) or path in PICTURES
+    known = (
+        is_root_file(path)
+        or _OTHER_MODELS.fullmatch(path)
+        or _RESULTS.fullmatch(path)
+        or _CODE.fullmatch(path)
+        or path in PICTURES
+    )
     return bool(known)

@@ -1,19 +1,30 @@
 """Publishing a model with all that others need to use and to judge it, in one commit."""
 
+import errno
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, get_token
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .checks import check_folder, check_tree
+from .checks import check_tree
 from .commit import owned, publish
-from .staging import check_formats, stage
+from .staging import Staged, check_formats, stage
+from .weights import note_other_weights
 
 
 MAX_FILE_SIZE = 5 * 10**9
+# Arguments of transformers' `push_to_hub` of a model, and what does the same.
+_ELSEWHERE = {
+    "create_pr": "Push to a branch (`revision`), and open the request on the Hub.",
+    "tags": "Write them in the metadata of the card, README.md.",
+    "max_shard_size": "Save the model with `save_pretrained(folder, max_shard_size=...)`, and push the folder.",
+    "commit_description": "Put it into `commit_message`.",
+}
 
 
 @dataclass(frozen=True)
@@ -85,29 +96,77 @@ def push_to_hub(  # noqa: PLR0913
 
     Raises:
         ValueError: if a format cannot hold the model (naming the field), or something must not be published
-            (`RefusedFilesError`). Nothing was sent.
+            (`RefusedFilesError`), or weights are damaged, lack something or hold NaN. Nothing was sent.
         PushError: an OSError, if the Hub did not take it. It says whether anything was published.
     """
-    validate_repo_id(repo_id)
+    _check_names(repo_id, token)
     check_formats(formats, remote_code)
     private = private is not False  # transformers' own `push_to_hub` passes None for "not told"
     if not dry_run:
         repo_id = owned(repo_id, token)
+    tokens = [secret for secret in (token, get_token()) if isinstance(secret, str)]
     with tempfile.TemporaryDirectory(prefix="push-") as folder:
-        staged = stage(
+        staged = _staged(
             model_or_directory,
             folder,
             processing_class=processing_class,
             formats=formats,
             remote_code=remote_code,
             repo_id=repo_id,
+            tokens=tokens,
         )
-        tokens = [secret for secret in (token, get_token()) if isinstance(secret, str)]
-        if staged.source is not None:
-            check_folder(staged.source, tokens)
         check_tree(staged.directory, max_file_size, tokens)
+        if staged.source is not None:
+            note_other_weights(staged.source)
         if dry_run:
             card = Path(folder, "README.md").read_text(encoding="utf-8")
             return PushPlan(repo_id, private, staged.files, staged.left_out, card)
         message = commit_message or "Upload model"
         return publish(staged.directory, repo_id, private=private, revision=revision, message=message, token=token)
+
+
+def push_model(model, repo_id: str, **options) -> CommitInfo | PushPlan:
+    """`push_to_hub` in the place of transformers' method of a model, of which some arguments have no place here.
+
+    Args:
+        model: to publish.
+        repo_id: owner and name.
+        **options: of `push_to_hub`; those that only transformers' method has, where they are as by default.
+
+    Raises:
+        TypeError: for one that asks for something, naming the way to it.
+    """
+    for name, remedy in _ELSEWHERE.items():
+        value = options.pop(name, None)
+        if value and (name, value) != ("max_shard_size", "50GB"):
+            raise TypeError(f"`{name}` of transformers' `push_to_hub` is not taken here; got {value!r}. {remedy}")
+    return push_to_hub(model, repo_id, **options)
+
+
+def _check_names(repo_id: str, token) -> None:
+    """Refuse a name that no repository has, and a token that no header takes, without showing it."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise ValueError(
+            f"`repo_id` must be a repo id of the Hub, owner/name: at most 96 letters, digits, '-', '_' and '.', neither "
+            f"'-' nor '.' at the start, at the end or doubled; got {repo_id!r}."
+        ) from None
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError(
+            f"`token` must be letters, digits and signs without spaces and line breaks; got {len(token)} characters that "
+            "are not all of these. Pass it as the Hub shows it (`.strip()` what was read from a file)."
+        )
+
+
+def _staged(source, directory: str, **options) -> Staged:
+    try:
+        return stage(source, directory, **options)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left in {tempfile.gettempdir()} for the files to publish; nothing was sent. Make room there, or set "
+            "TMPDIR to a folder on another disk",
+        ) from error

@@ -20,8 +20,10 @@ from ..models.modeling_base import VitfmPreTrainedModel
 from ..models.modeling_clip import CLIPModel
 from ..models.modeling_clip_towers import CLIPTextPreTrainedModel
 from .card import write_card
+from .checks import check_folder
 from .contents import WEIGHTS, is_root_file, walk
 from .remote_code import write_remote_code
+from .weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def stage(
     formats: Sequence[str] = (OURS,),
     remote_code: bool = False,
     repo_id: str | None = None,
+    tokens: Sequence[str] = (),
 ) -> Staged:
     """Write the files that `push_to_hub` publishes; nothing is sent, and the source stays as it is.
 
@@ -114,14 +117,17 @@ def stage(
         formats: the first at the root, others in folders of their names.
         remote_code: whether code goes along.
         repo_id: owner and name, for the code on the card.
+        tokens: secrets that the folder must not hold.
 
     Raises:
-        ValueError: if a format cannot hold the model.
+        ValueError: if a format cannot hold the model, the folder holds what must not be published, or weights are damaged.
         FileNotFoundError: if the folder holds no model.
     """
     formats = check_formats(formats, remote_code)
     directory = Path(directory)
     origin = _origin(source, processing_class)
+    if origin.folder is not None:
+        check_folder(origin.folder, tokens)
     _write_root(origin, directory, formats[0])
     for name in formats[1:]:
         _export(origin, directory / name, name)
@@ -129,6 +135,7 @@ def stage(
         _place_records(origin.folder, directory)
     if remote_code:
         write_remote_code(directory, type(origin.load()))
+    check_weights(directory)
     published = Published(formats, remote_code)
     write_card(directory, origin.folder, origin.config(), origin.num_parameters(), published, repo_id)
     left_out = {path: reason for path, reason in walk(origin.folder) if reason} if origin.folder is not None else {}
@@ -155,11 +162,17 @@ def check_formats(formats: Sequence[str], remote_code: bool = False) -> tuple[st
 
 def _origin(source, processing_class) -> _Origin:
     if isinstance(source, PreTrainedModel):
+        if getattr(source, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "The model carries adapters, which would be published without what they adapt. Merge them into its "
+                "weights (PEFT's `merge_and_unload`), or save them with `save_pretrained` and upload that folder."
+            )
         return _Origin(_unchanged_folder(source), source, processing_class)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"`model_or_directory` must be a model of transformers or this library, or a folder; got "
-            f"{type(source).__name__}."
+            f"{type(source).__name__}. Of a wrapper pass the model inside (`.module`, `._orig_mod`), of PEFT's the whole "
+            "model (`merge_and_unload()`), or publish the adapter alone with PEFT's own `push_to_hub`."
         )
     folder = Path(source)
     if not folder.is_dir():
@@ -282,7 +295,12 @@ def _place(source: Path, target: Path) -> None:
         try:
             os.link(source.resolve(), target)
             return
-        except OSError:  # another disk, or one that knows no links
+        except OSError:  # another disk, or one that knows no such links
+            pass
+        try:
+            target.symlink_to(source.resolve())
+            return
+        except OSError:
             pass
     shutil.copyfile(source, target)
 

@@ -88,6 +88,21 @@ def _load_at_saved_size(source, config, saved: dict):
     return image_size
 
 
+# Arguments of `save_pretrained(..., push_to_hub=True)` that are those of the push.
+_OF_A_PUSH = (
+    "repo_id",
+    "private",
+    "revision",
+    "commit_message",
+    "commit_description",
+    "create_pr",
+    "tags",
+    "processing_class",
+    "formats",
+    "remote_code",
+)
+
+
 class VitfmPreTrainedModel(PreTrainedModel):
     """Base of all models of this library."""
 
@@ -233,12 +248,28 @@ class VitfmPreTrainedModel(PreTrainedModel):
         cls._freeze_tables(model)
         return (model, info) if wants_info else model
 
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """Save as transformers does; with `push_to_hub` then publish as that method does: private unless told otherwise.
+
+        Args:
+            save_directory: folder.
+            *args: of transformers' method.
+            push_to_hub: publish it too, as `repo_id` or under the folder's name.
+            **kwargs: of transformers' method and, with `push_to_hub`, of that method.
+        """
+        sent = {name: kwargs.pop(name) for name in _OF_A_PUSH if push_to_hub and name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub and kwargs.get("is_main_process", True):
+            token = {"token": kwargs["token"]} if "token" in kwargs else {}
+            self.push_to_hub(sent.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **token, **sent)
+
     def push_to_hub(self, repo_id: str, **kwargs):
         """Publish the model as `hf_vitfm.push_to_hub` does, with its card and preprocessing, private unless told otherwise.
 
         Args:
             repo_id: owner and name.
-            **kwargs: what `hf_vitfm.push_to_hub` takes: `processing_class`, `private`, `formats`, `token`, ...
+            **kwargs: what `hf_vitfm.push_to_hub` takes: `processing_class`, `private`, `formats`, `token`, ... Of those of
+                transformers' method, `create_pr`, `tags`, `max_shard_size` and `commit_description` are refused.
 
         Returns:
             The commit.
@@ -247,7 +278,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
             hub = importlib.import_module("hf_vitfm.hub.push")
         except ImportError:  # remote code where the library is not installed
             return super().push_to_hub(repo_id, **kwargs)
-        return hub.push_to_hub(self, repo_id, **kwargs)
+        return hub.push_model(self, repo_id, **kwargs)
 
     @classmethod
     def _refuse_half(cls, source, model, saved: dict, missing) -> None:
