@@ -1,12 +1,14 @@
 """Valid files of layouts without their library here, and of joined weights, damaged: an error, or a correct load."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_vitfm import CLIPVisionModel, ViTForImageClassification, ViTModel
+from hf_vitfm import CLIPVisionModel, ViTForImageClassification, ViTModel, load_image_processor
 from hf_vitfm.conversion import jax
 from tests.conversion import test_jax
 from tests.conversion.test_transformers_siglip import their_model
@@ -119,3 +121,13 @@ def test_arrays_of_text_and_objects_are_left_out_and_missed_where_weights_should
     save_npz(tmp_path / "x.npz", {**weights, "embedding/bias": strange})
     with pytest.raises(ValueError, match=r"1 missing \(embedding/bias\)"):
         ViTModel.from_pretrained(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("size", ["224", [224], {"height": 224}, [8, None], 22.4])
+def test_sizes_of_open_clips_images_that_are_none_are_named(tmp_path, size):
+    model_cfg = {"embed_dim": 8, "vision_cfg": {"image_size": size, "patch_size": 8}, "text_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    save_file({f"weight{i}": torch.zeros(1) for i in range(24)}, tmp_path / "open_clip_model.safetensors")
+    for load in (CLIPVisionModel.from_pretrained, load_image_processor):
+        with pytest.raises(ValueError, match="configuration's `image_size` must be pixels"):
+            load(tmp_path)
