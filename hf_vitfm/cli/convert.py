@@ -74,13 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write(model, parts: list, arguments: argparse.Namespace) -> None:
-    from ..conversion import export_checkpoint
+    from ..conversion.export import export_checkpoint, warn_of_no_numbers
     from ..conversion.formats import OURS
     from ..conversion.publish import staged
 
     if arguments.to != OURS:
         export_checkpoint(model, arguments.directory, arguments.to, _processor(parts))
         return
+    warn_of_no_numbers(model)
     with staged(arguments.directory) as folder:
         for part in (model, *parts):
             part.save_pretrained(folder)

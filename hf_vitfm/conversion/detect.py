@@ -16,6 +16,7 @@ from ..models.modeling_clip_towers import (
 )
 from ..models.modeling_mae import MAEForPreTraining, MAEModel
 from ..models.modeling_vit import ViTForImageClassification, ViTModel
+from .adapters import describe_adapters
 from .formats import FORMATS, OURS, TRANSFORMERS, Format
 from .source import Candidate, Source
 
@@ -77,10 +78,14 @@ def detect(source: Source, source_format: str | None = None, model_class: type |
     matching = _matches(candidates)
     usable = [found for found in matching if model_class is None or found.format.reader(model_class)]
     chosen = next((found for found in usable if source_format in (None, found.format.name)), None)
+    if chosen is None and source.damage:
+        raise source.damage
     if chosen is None:
         raise ValueError(_nothing_fits(source, candidates, matching, source_format, model_class))
     if "auto_map" in chosen.candidate.config and chosen.format.name != OURS:
         logger.warning_once("%r names code of its own (`auto_map`), which is never run.", source.name)
+    if source.damage:
+        logger.warning_once("%r is read as %s; of another format, %s", source.name, chosen.format.name, source.damage)
     others = sorted({found.format.name for found in usable} - {chosen.format.name})
     if others and source_format is None:
         # One command looks several times: for the model, the image processor, the tokenizer.
@@ -159,6 +164,8 @@ def _nothing_fits(
         ]
         wanted = f" as `source_format={source_format!r}`" if source_format else ""
         return f"{subject} cannot read {source.name!r}{wanted}: it holds {'; '.join(others)}."
+    if len(candidates) == 1 and (adapters := describe_adapters(source)):
+        return adapters
     readable = _readable(model_class)
     found = "; ".join(_describe(candidate) for candidate in candidates[:-1]) or "no config.json with a `model_type`"
     if not any(_other_architecture(candidate.config) for candidate in candidates):

@@ -1,6 +1,7 @@
 """Writing our models in foreign formats."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from . import transformers_dinov2
 from .formats import FORMATS, TRANSFORMERS
 from .publish import check_directory, staged
 
+
+logger = logging.get_logger(__name__)
 
 _SHARDED = (TRANSFORMERS, transformers_dinov2.NAME)  # formats whose loaders read several weight files
 
@@ -43,13 +47,11 @@ def export_checkpoint(
         NotADirectoryError: if a file is where the directory should be.
     """
     writers = find_writers(format, getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
-    if max_shard_size is not None and format not in _SHARDED:
-        raise ValueError(
-            f"`max_shard_size` is for {' and '.join(_SHARDED)}; got {max_shard_size!r} for {format!r}, whose loaders read "
-            "one weight file. Leave it out."
-        )
+    if max_shard_size is not None:
+        _check_shard_size(max_shard_size, format)
     check_directory(directory)
     _check_weights(model)
+    warn_of_no_numbers(model)
     image_processor, tokenizer = _parts(processing_class)
     files = _write(writers, model, image_processor)
     with staged(directory) as staging:
@@ -89,6 +91,35 @@ def find_writers(format: str, model_type: str | None, owner: str) -> list:
 def written_formats() -> list[str]:
     """The names of all formats that models can be written in, sorted."""
     return sorted({known.name for known in FORMATS if known.writers})
+
+
+def _check_shard_size(size, format: str) -> None:
+    if format not in _SHARDED:
+        raise ValueError(
+            f"`max_shard_size` is for {' and '.join(_SHARDED)}; got {size!r} for {format!r}, whose loaders read one weight "
+            "file. Leave it out."
+        )
+    is_count = isinstance(size, int) and not isinstance(size, bool) and size > 0
+    is_text = isinstance(size, str) and re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]B", size, re.IGNORECASE)
+    if not (is_count or is_text):
+        raise ValueError(
+            f"`max_shard_size` must be a whole number of bytes above 0, or a text such as '5GB' (KB, MB, GB, TB); got {size!r}."
+        )
+
+
+def warn_of_no_numbers(model) -> None:
+    """Say which weights are infinite or no numbers: nothing that such a model computes is worth anything."""
+    broken = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if broken:
+        logger.warning(
+            "%d weights hold NaN or infinite values, the first %r: the training diverged, or the file is damaged.",
+            len(broken),
+            broken[0],
+        )
 
 
 def _check_weights(model) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .archives import read_shapes, read_tensors, read_whole_numbers
 from .hide_tokens import hide_tokens
+from .nested import without_prefixes
 
 
 # In the order of preference, which is transformers'; an index stands for its shards.
@@ -79,7 +80,12 @@ class Weights:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by name, read without the tensors where the files allow it."""
-        return self._join(read_shapes)
+        return without_prefixes(self._named_shapes)
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether a wrapper's prefix stands before every name in the files, which `shapes` and `state_dict` leave out."""
+        return self._named_shapes.keys() != self.shapes.keys()
 
     def whole_numbers(self) -> list[str]:
         """Names of the tensors that are no floating-point numbers."""
@@ -91,7 +97,11 @@ class Weights:
         Raises:
             ValueError: if a file is damaged or could run code.
         """
-        return self._join(read_tensors)
+        return without_prefixes(self._join(read_tensors))
+
+    @cached_property
+    def _named_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._join(read_shapes)
 
     def _join(self, read: Callable[[str], dict]) -> dict:
         found: dict = {}

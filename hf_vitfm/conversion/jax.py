@@ -34,6 +34,8 @@ _RENAMES = (
     (r"/LayerNorm_1/", "/LayerNorm_2/"),
     (r"/MlpBlock_0/", "/MlpBlock_3/"),
 )
+_MAX_LAYERS = 1000  # stacked ones; every single one becomes a tensor of its own
+_MAX_POSITIONS = 2**23  # numbers in a table that is a formula; the largest models have a million
 _HYBRID = re.compile(r"conv_root/|gn_root/|block\d+/unit")
 
 
@@ -108,7 +110,7 @@ def _unstack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Layers that a scan stacked along the first axis, one by one.
 
     Raises:
-        ValueError: if a layer's weight is there alone too.
+        ValueError: if a layer's weight is there alone too, or weights are not stacked alike.
     """
     stacked = "Transformer/encoderblock/"
     layers = {}
@@ -116,15 +118,35 @@ def _unstack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         alone = next((name for name in sorted(weights) if name.startswith("Transformer/encoderblock_")), None)
         if alone is not None:
             raise ValueError(f"Layers are stacked under {stacked!r} and alone ({alone!r}); the file is damaged.")
+    num_layers = None
     for name, tensor in weights.items():
         if not name.startswith(stacked):
             layers[name] = tensor
-        elif tensor.ndim:
-            block = stacked.rstrip("/")
-            layers |= {f"{block}_{i}/{name.removeprefix(stacked)}": part for i, part in enumerate(tensor.unbind())}
-        else:
-            raise ValueError(f"{name!r} must have the layers as its first axis; it is a single number.")
+            continue
+        num_layers = num_layers or next(iter(tensor.shape), 0)
+        if not 0 < num_layers <= _MAX_LAYERS or tuple(tensor.shape[:1]) != (num_layers,):
+            raise ValueError(
+                f"{name!r} must have the layers as its first axis, as many as the others and at most {_MAX_LAYERS}; its shape is "
+                f"{tuple(tensor.shape)}. The file is damaged."
+            )
+        block = stacked.rstrip("/")
+        layers |= {f"{block}_{i}/{name.removeprefix(stacked)}": part for i, part in enumerate(tensor.unbind())}
     return layers
+
+
+def _check_biases(weights: Mapping[str, Tensor]) -> None:
+    """Refuse biases of heads whose axes are not those of their kernel: joined to one axis, they would look right.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, tensor in weights.items():
+        kernel = weights.get(f"{name.removesuffix('bias')}kernel") if name.endswith("/bias") else None
+        if kernel is not None and tensor.ndim > 1 and tensor.shape != kernel.shape[-tensor.ndim :]:
+            raise ValueError(
+                f"{name!r} has the shape {tuple(tensor.shape)}, which does not fit its kernel's, {tuple(kernel.shape)}. The file "
+                "is damaged."
+            )
 
 
 def _to_torch(name: str, tensor: Tensor) -> Tensor:
@@ -162,6 +184,10 @@ def _sincos(side: int, width: int) -> Tensor:
     """big_vision's fixed positions, (1, P, width): as MAE's but for the frequencies, which end at 1 / 10000."""
     if width % 4 or width < 8:
         raise ValueError(f"Sine-cosine positions need a width divisible by 4, of at least 8; got {width}.")
+    if side**2 * width > _MAX_POSITIONS:
+        raise ValueError(
+            f"{side}x{side} positions of width {width} are more than any model of big_vision has. The file is damaged."
+        )
     quarter = width // 4
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / (quarter - 1))
     places = torch.arange(side, dtype=torch.float64)
@@ -222,6 +248,7 @@ def read(model_class: type, config: Mapping, state_dict: Mapping[str, Tensor]) -
         ValueError: if the model is of a kind that this library has not, or the weights are not those of such a model.
     """
     weights = _unstack(_image_model(state_dict))
+    _check_biases(weights)
     fields = _fields(shapes_of(weights))
     is_big_vision = any("/MlpBlock_0/" in name for name in state_dict)
     if _POSITIONS not in weights and is_big_vision:

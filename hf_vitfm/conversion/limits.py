@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from .adapters import check_adapters
 from .files import WEIGHT_FILES
 from .source import Source
 
@@ -98,7 +99,7 @@ def check_size(model_class: type, fields: dict, num_values: int):
     return model
 
 
-def check_checkpoint(model_class: type, source, saved: dict, **where) -> None:
+def check_checkpoint(model_class: type, source, saved: dict, **where) -> bool:
     """Refuse a checkpoint of this library whose files are damaged or far smaller than its configuration says.
 
     Args:
@@ -107,21 +108,28 @@ def check_checkpoint(model_class: type, source, saved: dict, **where) -> None:
         saved: its config.json.
         **where: `revision`, `token`, `subfolder`, ... as `from_pretrained` takes them.
 
+    Returns:
+        Whether transformers finds the weights by their names: not where a wrapper's prefix stands before them.
+
     Raises:
         ValueError: if so.
     """
     place = Source(source, **{**where, "force_download": False})  # the loading that follows does that
     if not any(map(place.find, WEIGHT_FILES)):
-        return  # adapters, variants: transformers knows more names of files, and says it if there is none
+        return True  # adapters, variants: transformers knows more names of files, and says it if there is none
+    check_adapters(place)
     weights = place.weights(WEIGHT_FILES)
     check_config(saved, len(weights.shapes))
     is_packed = bool(saved.get("quantization_config"))
     model = check_size(model_class, saved, count_values(weights.shapes) * (_MAX_PACKED if is_packed else 1))
     if is_packed:
-        return  # in whole numbers
+        return True  # in whole numbers
+    if weights.is_wrapped:
+        return False
     prefix = f"{model.base_model_prefix}."
     parameters = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
     refuse_whole_numbers(source, [name for name in weights.whole_numbers() if name.removeprefix(prefix) in parameters])
+    return True
 
 
 def refuse_whole_numbers(source, names: list[str]) -> None:

@@ -48,7 +48,16 @@ def unwrap(content, file_name: str) -> dict[str, Tensor]:
     dropped = [str(name) for name in content if name not in tensors]
     if dropped:
         logger.info("%s: left out what is no tensor: %s", file_name, ", ".join(dropped[:5]))
-    return _without_prefixes(tensors)
+    return without_prefixes(tensors)
+
+
+def without_prefixes(named: dict) -> dict:
+    """By the names that tensors had before a model was wrapped: without what stands before every one of them."""
+    while named and (
+        prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in named)), None)
+    ):
+        named = {name.removeprefix(prefix): value for name, value in named.items()}
+    return named
 
 
 def _inner(content: Mapping, file_name: str) -> Mapping | None:
@@ -64,12 +73,6 @@ def _inner(content: Mapping, file_name: str) -> Mapping | None:
             "%s also holds averaged weights, under %r; read are those under %r.", file_name, averages[0], found[0]
         )
     return content[found[0]]
-
-
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _describe(content) -> str:

@@ -23,7 +23,7 @@ from ..models.modeling_clip_towers import (
 from . import open_clip_images
 from .open_clip_config import HEAD_WIDTHS, infer_model_cfg, our_fields, their_model_cfg
 from .rules import Rule, renamed, to_ours, to_theirs, with_bias
-from .towers import is_text
+from .towers import check_pixels, is_text
 
 
 logger = logging.get_logger(__name__)
@@ -242,6 +242,7 @@ def image_processor(config: Mapping, shapes: Mapping[str, tuple], backend: str |
     if model_cfg is None:
         model_cfg = infer_model_cfg(with_text_prefix(shapes), quick_gelu=False, head_widths=HEAD_WIDTHS)
     image_size = (model_cfg.get("vision_cfg") or {}).get("image_size") or 224
+    check_pixels("image_size", image_size)
     return open_clip_images.our_image_processor(config.get("preprocess_cfg") or {}, image_size, backend)
 
 

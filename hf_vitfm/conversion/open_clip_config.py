@@ -290,7 +290,9 @@ def infer_model_cfg(shapes: Mapping[str, tuple], quick_gelu: bool, head_widths: 
             f"These weights have no configuration, and {num_positions - 1} patches of {patch_size[0]}x{patch_size[1]} pixels "
             "are no square image. Put their open_clip_config.json beside them."
         )
+    _check_heads("image tower", width, head_widths.get(width, 64))
     context_length, text_width = _shape(shapes, "text.positional_embedding", 2)
+    _check_heads("text tower", text_width, 64)
     cfg = {
         "embed_dim": _shape(shapes, "text.text_projection", 2)[1],
         "quick_gelu": quick_gelu,
@@ -308,6 +310,14 @@ def infer_model_cfg(shapes: Mapping[str, tuple], quick_gelu: bool, head_widths: 
         },
     }
     return {**cfg, "init_logit_bias": -10.0} if "logit_bias" in shapes else cfg
+
+
+def _check_heads(tower: str, width: int, head_width: int) -> None:
+    if width < 1 or width % head_width:
+        raise ValueError(
+            f"These weights have no configuration, and their {tower} of width {width} is not made of heads {head_width} wide "
+            "as OpenAI's are, so nothing tells their number. Put their open_clip_config.json beside them."
+        )
 
 
 def _shape(shapes: Mapping[str, tuple], name: str, ndim: int) -> tuple:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from .adapters import warn_of_adapters
 from .detect import detect
 from .limits import check_config, check_size, count_values, refuse_whole_numbers
 from .source import Candidate, Source
@@ -35,7 +36,9 @@ def read_checkpoint(
             a fraction.
         OSError: if files are missing or cannot be reached.
     """
-    found = detect(Source(source, **where), source_format, model_class)
+    place = Source(source, **where)
+    found = detect(place, source_format, model_class)
+    warn_of_adapters(place)
     saved = found.candidate.config
     opened = found.candidate.state_dict()
     check_config(saved, len(opened))

@@ -66,15 +66,15 @@ def to_ours(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: in
     """Convert a foreign state dict.
 
     Raises:
-        ValueError: if weights are missing or left over; names the first five of each.
+        ValueError: if weights are missing or left over (names the first five of each), or do not fit the others that
+            they are joined with.
     """
     converted, used, missing = {}, set(), []
     left_out = []  # optional rules
     for rule in _expand(rules, num_layers):
         absent = [name for name in rule.theirs if name not in state_dict]
         if not absent:
-            parts = [state_dict[name] for name in rule.theirs]
-            converted[rule.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+            converted[rule.ours] = _joined({name: state_dict[name] for name in rule.theirs})
             used.update(rule.theirs)
         elif not rule.optional or len(absent) < len(rule.theirs):
             missing += absent
@@ -91,6 +91,18 @@ def to_ours(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: in
             f"{len(unexpected)} unexpected ({', '.join(unexpected[:5])}). The file is damaged or of another kind."
         )
     return converted
+
+
+def _joined(parts: dict[str, Tensor]) -> Tensor:
+    """One tensor of several, which are alike: a sum of sizes could hide wrong ones, and whole numbers would become others."""
+    (first, tensor), *others = parts.items()
+    for name, other in others:
+        if other.shape != tensor.shape or other.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(
+                f"{first!r} ({tuple(tensor.shape)}, {tensor.dtype}) and {name!r} ({tuple(other.shape)}, {other.dtype}) are parts "
+                "of one weight and must be alike. The file is damaged or of another kind."
+            )
+    return torch.cat(list(parts.values())) if others else tensor
 
 
 def to_theirs(state_dict: dict[str, Tensor], rules: Sequence[Rule], num_layers: int) -> dict[str, Tensor]:

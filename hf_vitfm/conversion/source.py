@@ -34,6 +34,10 @@ _CONFIGS = {
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|ema)\.\w+")
 
 
+class _DamagedError(OSError):
+    """A file that cannot be read as what it is."""
+
+
 class Shapes(Mapping):
     """Shapes of tensors by name; the files are opened when the first is asked for."""
 
@@ -89,9 +93,14 @@ class Source:
         name: path or Hub id.
         **where: `revision`, `token`, `subfolder`, `cache_dir`, ... as `from_pretrained` takes them.
 
+    Attributes:
+        damage: what is wrong with a configuration that `candidates` left out; None if nothing is.
+
     Raises:
         FileNotFoundError: if it can only be a path, and nothing is there.
     """
+
+    damage: OSError | None = None
 
     def __init__(self, name, **where):
         check_source(name)
@@ -107,15 +116,19 @@ class Source:
     def candidates(self) -> list[Candidate]:
         """The ways to read it: each configuration with its weights, and at last the weights alone.
 
+        A configuration that is no JSON file is left out and noted as `damage`; weights count alone where all are whole.
+
         Raises:
-            OSError: if a configuration is no JSON file, or a Hub repository cannot be reached.
+            OSError: if a Hub repository cannot be reached.
         """
         found = []
         for file_name in _CONFIGS:
             path = self.find(file_name)
-            if path is not None:
-                found.append(Candidate(self, file_name, _read_config(path)))
-        return [*found, Candidate(self)]
+            try:
+                found += [Candidate(self, file_name, _read_config(path))] if path is not None else []
+            except _DamagedError as error:
+                self.damage = error
+        return found if self.damage else [*found, Candidate(self)]
 
     def find(self, file_name: str) -> str | None:
         """The path of a file, fetched if need be; None if there is none.
@@ -278,9 +291,15 @@ class Source:
 
 def _read_config(path) -> dict:
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(Path(path).read_text(encoding="utf-8"), object_hook=_with_plain_dtype)
     except (ValueError, RecursionError) as error:
-        raise OSError(f"{Path(path).name} is not a valid JSON file ({error}). Fetch it again.") from error
+        raise _DamagedError(f"{Path(path).name} is not a valid JSON file ({error}). Fetch it again.") from error
     if not isinstance(config, dict):
-        raise OSError(f"{Path(path).name} holds no JSON object. Fetch it again.")
+        raise _DamagedError(f"{Path(path).name} holds no JSON object. Fetch it again.")
     return config
+
+
+def _with_plain_dtype(fields: dict) -> dict:
+    """A dictionary in which "torch.float16" is "float16", as configurations name it to transformers."""
+    named = {name: fields[name] for name in ("dtype", "torch_dtype") if isinstance(fields.get(name), str)}
+    return {**fields, **{name: value.removeprefix("torch.") for name, value in named.items()}}

@@ -48,8 +48,21 @@ def is_text(model_class: type) -> bool:
     return issubclass(model_class, CLIPTextPreTrainedModel)
 
 
+def check_pixels(name: str, size) -> None:
+    """Refuse what is no size of an image or a patch: neither one number nor (height, width).
+
+    Raises:
+        ValueError: naming the field.
+    """
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"The configuration's `{name}` must be pixels, one number or (height, width); got {size!r}.")
+
+
 def image_fields(image_size, patch_size) -> dict:
     """Our fields for images that another library cuts into whole patches, whether any pixels are left over or not."""
+    check_pixels("image_size", image_size)
+    check_pixels("patch_size", patch_size)
     height, width = as_pair(image_size)
     patch_height, patch_width = as_pair(patch_size)
     rest = height % patch_height, width % patch_width

@@ -4,6 +4,7 @@ Field names are those of transformers' `ViTConfig` where both have a field.
 """
 
 import difflib
+from numbers import Integral
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -128,6 +129,8 @@ class VitfmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.refuse_unknown(kwargs)
+        _check_num_labels(kwargs.get("num_labels"))
+        self.dtype, kwargs["torch_dtype"] = map(_plain_dtype, (self.dtype, kwargs.get("torch_dtype")))
         super().__post_init__(**kwargs)
 
     def _check_shares(self, *names: str):
@@ -248,16 +251,29 @@ class VitfmVisionConfig(VitfmEncoderConfig):
             if not isinstance(size, int) and len(size) != 2:
                 raise ValueError(f"`{name}` must be one number or (height, width); got {size!r}.")
             setattr(self, name, size if isinstance(size, int) else tuple(size))  # JSON makes lists of tuples
+            if min(as_pair(size)) < 1:
+                raise ValueError(f"`{name}` must be at least 1 pixel; got {size!r}.")
         (height, width), (patch_height, patch_width) = as_pair(self.image_size), as_pair(self.patch_size)
-        if min(height, width, patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
+        if height % patch_height or width % patch_width:
             raise ValueError(
                 f"`image_size` must be a multiple of `patch_size`; got {height}x{width} pixels and patches of "
                 f"{patch_height}x{patch_width}. The nearest image size that fits is "
-                f"{max(1, round(height / max(1, patch_height))) * patch_height}x"
-                f"{max(1, round(width / max(1, patch_width))) * patch_width}."
+                f"{max(1, round(height / patch_height)) * patch_height}x"
+                f"{max(1, round(width / patch_width)) * patch_width}."
             )
 
 
 def as_pair(size) -> tuple[int, int]:
     """One number or (height, width) -> (height, width)."""
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _plain_dtype(name):
+    """The name of a type of numbers as transformers takes it: "float16" for "torch.float16"."""
+    return name.removeprefix("torch.") if isinstance(name, str) else name
+
+
+def _check_num_labels(given) -> None:
+    is_count = given is None or (isinstance(given, Integral) and given >= 0)
+    if not is_count:
+        raise ValueError(f"`num_labels` must be a whole number, 0 for no classifier; got {given!r}.")

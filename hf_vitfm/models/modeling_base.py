@@ -3,8 +3,10 @@
 import copy
 import difflib
 import importlib.util
+import logging
 import os
 import re
+import threading
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +45,30 @@ def _explain_unknown_arguments(model_class):
         near = difflib.get_close_matches(found[1], model_class.config_class.field_names(), n=1)
         hint = f"Did you mean `{near[0]}`?" if near else "See the configuration's docstring for the fields."
         raise ValueError(f"`{found[1]}` is neither a configuration field nor a loading argument. {hint}") from error
+
+
+@contextmanager
+def _hold_report_back():
+    """Holds back transformers' table of weights that do not fit: an error of ours says the same, and shows it not."""
+    held, thread = [], threading.get_ident()
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        is_report = record.thread == thread and "LOAD REPORT" in record.getMessage()
+        if is_report:
+            held.append(record)
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_shown)
+    try:
+        yield
+    except ValueError:
+        held.clear()
+        raise
+    finally:
+        logger.removeFilter(is_shown)
+        for record in held:
+            logger.handle(record)
 
 
 def _describe_mismatch(source, mismatched) -> str:
@@ -185,6 +211,7 @@ class VitfmPreTrainedModel(PreTrainedModel):
             return cls(config)
 
     @classmethod
+    @_hold_report_back()
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Load a model from a Hub id, a folder or a weight file, ours or a foreign format that `hf_vitfm.conversion` reads.
 
@@ -314,8 +341,8 @@ class VitfmPreTrainedModel(PreTrainedModel):
         saved = cls._saved_config(source, where)
         if source_format is not None or saved.get("model_type") != cls.config_class.model_type:
             return cls._conversion().read_checkpoint(cls, source, source_format, given, **where)
-        if _is_library_there():
-            cls._conversion().check_checkpoint(cls, source, saved, **where)
+        if _is_library_there() and not cls._conversion().check_checkpoint(cls, source, saved, **where):
+            return cls._conversion().read_checkpoint(cls, source, "hf_vitfm", given, **where)
         return saved, None
 
     @classmethod

@@ -80,3 +80,32 @@ def test_wrapped_models_are_refused_by_what_wraps_them(tmp_path, format):
 def test_our_own_format_is_said_to_be_written_elsewhere(tmp_path):
     with pytest.raises(ValueError, match="got 'hf_vitfm'.*`model.save_pretrained"):
         export_checkpoint(ViTForImageClassification(tiny_config()), tmp_path / "x", "hf_vitfm")
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, "0GB", "-1GB", "5", "big", ""])
+def test_sizes_of_shards_that_are_none_are_refused(tmp_path, size):
+    with pytest.raises(ValueError, match="`max_shard_size` must be .* such as '5GB'"):
+        export_checkpoint(ViTForImageClassification(tiny_config()), tmp_path, max_shard_size=size)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [20000, "20KB", "0.02 MB", "20kb"])
+def test_sizes_of_shards_are_bytes_or_texts(tmp_path, size):
+    export_checkpoint(ViTForImageClassification(tiny_config()), tmp_path, max_shard_size=size)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    transformers.ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path, monkeypatch, value):
+    said = []
+    monkeypatch.setattr(export.logger, "warning", lambda text, *values: said.append(text % values))
+    model = ViTForImageClassification(tiny_config())
+    export_checkpoint(model, tmp_path)
+    assert not said
+    model.vit.layernorm.bias.data[3] = value
+    export_checkpoint(model, tmp_path)
+    assert len(said) == 1 and said[0].startswith(
+        "1 weights hold NaN or infinite values, the first 'vit.layernorm.bias'"
+    )

@@ -138,3 +138,18 @@ def test_activation_and_preprocessing_that_differ_are_refused(tmp_path):
     processor.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="yours is not OpenAI's"):
         export_checkpoint(ours, tmp_path / "again", format="openai", processing_class=processor)
+
+
+@pytest.mark.parametrize(
+    ("tower", "sizes"), [("image", {"vision": 32}), ("text", {"text": 32}), ("image", {"vision": 96})]
+)
+def test_widths_that_do_not_tell_the_heads_are_refused(tmp_path, tower, sizes):
+    cfg = {
+        **CFG,
+        "vision_cfg": {**CFG["vision_cfg"], "width": sizes.get("vision", 128), "head_width": 16},
+        "text_cfg": {**CFG["text_cfg"], "width": sizes.get("text", 64)},
+    }
+    torch.save(CLIP(**cfg).state_dict(), tmp_path / "x.pt")
+    width = min(sizes.values())
+    with pytest.raises(ValueError, match=f"{tower} tower of width {width} is not made of heads 64 wide"):
+        CLIPModel.from_pretrained(tmp_path / "x.pt", source_format="openai")

@@ -341,3 +341,66 @@ def test_weights_that_are_whole_numbers_are_refused(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 weights of .* are not floating-point numbers: layernorm.weight"):
         ViTModel.from_pretrained(folder)
+
+
+# What wrappers, other years and hands leave
+
+
+@pytest.mark.parametrize("kind", ["theirs", "ours", "ours in shards"])
+def test_prefix_of_a_wrapper_in_safetensors_is_left_out(folder, kind):
+    if kind.startswith("ours"):
+        randomize(ViTForImageClassification(tiny_config())).save_pretrained(
+            folder, max_shard_size="20KB" if "shards" in kind else "1GB"
+        )
+    if "shards" in kind:
+        (folder / "model.safetensors").unlink()  # what the fixture saved
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        names = {f"module.{name}": file for name, file in index["weight_map"].items()}
+        edit(folder / "model.safetensors.index.json", weight_map=names)
+    expected = ViTForImageClassification.from_pretrained(folder) if "shards" not in kind else None
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        save_file(
+            {f"module.{name}": tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"}
+        )
+    found = ViTForImageClassification.from_pretrained(folder)
+    if expected is None:
+        expected = randomize(ViTForImageClassification(tiny_config()))
+    assert len(files) > 1 or "shards" not in kind
+    assert same(found, expected)
+
+
+def test_damaged_configuration_of_another_format_is_said_and_does_not_matter(folder, monkeypatch):
+    expected = ViTForImageClassification.from_pretrained(folder)
+    (folder / "open_clip_config.json").write_text("{")
+    said = []
+    monkeypatch.setattr(detect.logger, "warning_once", lambda text, *values: said.append(text % values))
+    assert same(ViTForImageClassification.from_pretrained(folder), expected)
+    assert len(said) == 1 and "is read as transformers" in said[0]
+    assert "open_clip_config.json is not a valid JSON file" in said[0]
+    for arguments in ({"source_format": "open_clip"}, {"source_format": "timm"}):
+        with pytest.raises(OSError, match="open_clip_config.json is not a valid JSON file"):
+            ViTForImageClassification.from_pretrained(folder, **arguments)
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match="open_clip_config.json is not a valid JSON file"):
+        ViTForImageClassification.from_pretrained(folder)  # and not taken for weights without a configuration
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_type_of_weights_may_be_named_with_its_library(folder, field, is_ours):
+    if is_ours:
+        ViTForImageClassification(tiny_config()).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps({**config, field: "torch.float16"}))
+    assert ViTForImageClassification.from_pretrained(folder).dtype == torch.float16
+
+
+def test_error_about_weights_comes_without_a_table_of_them(tmp_path, caplog):
+    ViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="do not fit the model"):
+        ViTForImageClassification.from_pretrained(tmp_path, num_labels=7)
+    assert "LOAD REPORT" not in caplog.text
+    ViTForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert "LOAD REPORT" in caplog.text
