@@ -62,7 +62,9 @@ def find_device(name: str):
 
     if name != "auto":
         try:
-            return torch.zeros(0, device=name).device
+            probe = torch.zeros(1, device=name)
+            probe.cpu()  # "meta" holds no values
+            return probe.device
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"`--device` {name!r} cannot be used ({reason}); give auto, cpu, cuda or mps.") from error

@@ -19,7 +19,7 @@ from ..data.decode import BadImageError
 from ..data.order import ImageView
 from ..models.modeling_losses import IGNORE_INDEX
 from .class_names import ClassNames
-from .compare_data import ComparisonData, comparison_prompts
+from .compare_data import ComparisonData, comparison_prompts, count_repeated
 from .compare_tasks import TASKS, Answers, EncodedImages, classify, usable_shots
 from .encoder_cost import EncoderCost, measure_encoder
 from .features import extract_features
@@ -118,6 +118,7 @@ class Comparison:
         skipped: names of images that could not be read or fed to a model, by split; no model is scored on them.
         prompts: of zero-shot classification.
         unlearnt: classes of test images without any image to learn from.
+        repeated: test images that are among those to learn from too, byte for byte.
     """
 
     data: ComparisonData
@@ -127,6 +128,7 @@ class Comparison:
     skipped: dict[str, list[str]]
     prompts: ClassNames
     unlearnt: list[str]
+    repeated: int = 0
 
     @property
     def winner(self) -> ComparedModel:
@@ -178,31 +180,46 @@ def compare_models(
         try:
             found = _encode(source, name, data, prompts, options)
         except Exception as error:  # whatever is wrong with one model, the others are compared
-            failures[name] = hide_tokens(" ".join(str(error).split())[:500]) or type(error).__name__
-            logger.debug("%s failed", name, exc_info=True)
+            failures[name] = _reason(error)
             report(f"{name}: failed: {failures[name]}")
             continue
         encoded.append(found)
         report(
             f"{name}: {found.model.cost.images_per_second:.3g} images per second, {found.model.seconds:.1f} s in all"
         )
-    if not encoded:
-        raise ValueError("No model could be compared. " + " ".join(f"{name}: {why}" for name, why in failures.items()))
+    _check_any(encoded, failures)
     kept, skipped = _readable_rows(encoded, data)
     images = [_select(model, kept) for model in encoded]
     shots = usable_shots(images[0].train[1], options.shots)
-    answers = []
+    classified, answers = [], []
     for found, own in zip(encoded, images, strict=True):
-        answers.append(classify(own, shots, options.seeds))
-        report(f"{found.model.name}: classified")
-    scores = _score(answers)
-    models = [replace(found.model, scores=own) for found, own in zip(encoded, scores, strict=True)]
+        name = found.model.name
+        try:
+            answers.append(classify(own, shots, options.seeds))
+        except Exception as error:  # as above: a solver may not cope with the features of one model
+            failures[name] = _reason(error)
+            report(f"{name}: failed: {failures[name]}")
+            continue
+        classified.append(found.model)
+        report(f"{name}: classified")
+    _check_any(classified, failures)
+    models = [replace(model, scores=own) for model, own in zip(classified, _score(answers), strict=True)]
     if not any(options.by in model.scores for model in models):
         raise ValueError(f"No model has a score for {TASKS[options.by]}: none of them embeds texts. Choose another.")
     models.sort(key=lambda model: _rank(model, options.by))
     learnt, tested = (set(labels.tolist()) for _, labels in (images[0].train, images[0].test))
     unlearnt = [data.names[label] for label in sorted(tested - learnt)]
-    return Comparison(data, options.by, models, failures, skipped, prompts, unlearnt)
+    return Comparison(data, options.by, models, failures, skipped, prompts, unlearnt, count_repeated(data))
+
+
+def _reason(error: Exception) -> str:
+    logger.debug("a model failed", exc_info=error)
+    return hide_tokens(" ".join(str(error).split())[:500]) or type(error).__name__
+
+
+def _check_any(models: Sequence, failures: dict[str, str]) -> None:
+    if not models:
+        raise ValueError("No model could be compared. " + " ".join(f"{name}: {why}" for name, why in failures.items()))
 
 
 def _check(sources: Sequence[str], options: CompareOptions) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.datasets import load_images, split_off
 from ..data.labels import count_unlabelled
+from ..data.order import ImageView
 from ..data.samples import SAMPLE_NAMES
 from .class_names import (
     NAMES_FILE,
@@ -16,6 +18,7 @@ from .class_names import (
     class_names_of_labels,
     class_names_of_sample,
 )
+from .fingerprint import fingerprint_rows
 from .prompts import check_template
 
 
@@ -111,6 +114,18 @@ def _choose(source: str | Path, found: list[str], given: Sequence[str] | None) -
             f"`splits=({found[0]!r}, {found[-1]!r})`, or --splits {found[0]} {found[-1]}."
         )
     return "train", test
+
+
+def count_repeated(data: ComparisonData) -> int:
+    """Test images that stand, byte for byte, among those to learn from or to choose settings on: they flatter a model."""
+    parts = {name: ImageView(rows, None).rows for name, rows in data.parts.items()}  # images undecoded
+    contents = {
+        name: [fingerprint_rows([rows[index]], ("image",)) for index in range(len(rows))]
+        for name, rows in parts.items()
+    }
+    tested = contents.pop("test")
+    learnt = set(chain.from_iterable(contents.values()))
+    return sum(content in learnt for content in tested)
 
 
 def comparison_prompts(data: ComparisonData, templates: Sequence[str] | None = None) -> ClassNames:

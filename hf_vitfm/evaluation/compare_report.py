@@ -53,6 +53,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             "classes": list(data.names),
             "skipped": comparison.skipped,
             "classes_without_training_images": comparison.unlearnt,
+            "test_images_repeated_in_training": comparison.repeated,
         },
         "method": METHOD,
         "prompts": {"names": list(comparison.prompts.names), "source": comparison.prompts.source},
@@ -147,7 +148,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     notes.append(
         f"Images per second: the image encoder's forward pass alone, {_measured_on(comparison.models)}; parameters and "
         "operations (a multiply-add is two) are the image encoder's; peak memory is what loading the model and one such "
-        "pass added."
+        "pass added, with what libraries take once for the first model."
     )
     if any("zero_shot" in model.scores for model in comparison.models):
         templates = ", ".join(map(repr, comparison.prompts.templates[:3]))
@@ -156,6 +157,11 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     for part, names in comparison.skipped.items():
         more = ", ..." if len(names) > NAMED else ""
         notes.append(f"Unreadable images left out of {part}, {len(names)}: {', '.join(names[:NAMED])}{more}")
+    if comparison.repeated:
+        notes.append(
+            f"{comparison.repeated:,} of {len(data.test):,} test images are among those to learn from too, so the accuracies "
+            "flatter: take the repeated ones out."
+        )
     if comparison.unlearnt:
         notes.append(f"No image to learn from, so always wrong but by zero-shot: {', '.join(comparison.unlearnt)}")
     notes += [f"{name} failed: {reason}" for name, reason in comparison.failures.items()]

@@ -36,7 +36,7 @@ _CHUNK = 1 << 20
 
 
 def fingerprint_model(model: nn.Module, without: Sequence[str] = ()) -> str:
-    """Digest of a model's class, configuration, weights and buffers; what hooks do to it is not seen.
+    """Digest of a model's class, configuration, weights, buffers and norms' `eps`; what hooks do to it is not seen.
 
     Processes that share the weights (`fully_shard`) all have to call it.
 
@@ -53,6 +53,9 @@ def fingerprint_model(model: nn.Module, without: Sequence[str] = ()) -> str:
     digest = _Digest()
     config = json.dumps(_without_idle(model.config.to_dict()), sort_keys=True, default=str)
     digest.add("model", f"{_name_of(type(model))} {config}".encode())
+    for name, module in model.named_modules():  # transformers' configurations do not always tell that of a norm
+        if isinstance(getattr(module, "eps", None), float) and not name.startswith(tuple(without)):
+            digest.add("eps", f"{name} {module.eps!r}".encode())
     tensors = dict(chain(model.named_parameters(), model.named_buffers()))
     for name in sorted(tensors):
         if name.startswith(tuple(without)):

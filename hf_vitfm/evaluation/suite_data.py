@@ -90,13 +90,15 @@ def open_row(
         splits, source = _open_hub(row), row.hub
     else:
         raise Unavailable(f"not given (--data {row.name}=PATH; {row.note or 'licence: ' + row.licence})")
-    found = {}
+    found, notes = {}, []
     for split in ("train", "validation", "test"):
         name = next((name for name in getattr(row, split) if name in splits), None)
         if name is not None:
             found[split] = name
     if "test" not in found and len(splits) == 1 and not row.train_size:
         found = {"test": next(iter(splits))}  # a set to test on only, in a folder without the name of a split
+        if path is not None and (path / found["test"]).is_dir():  # a name that somebody gave it
+            notes.append(f"no test split: all images of {found['test']!r} are tested on, and none is learnt from")
     if "test" not in found:
         raise ValueError(
             f"{row.name} must have a split {' or '.join(row.test)} to test on; {source} has {', '.join(splits)}."
@@ -105,7 +107,7 @@ def open_row(
         del found["validation"]
     arranged = _arrange(row, {split: splits[name] for split, name in found.items()})
     data = SuiteData(row, arranged, source)
-    return _take_first(replace(data, notes=tuple(_differences(data, first_rows or {}))), first_rows or {})
+    return _take_first(replace(data, notes=(*notes, *_differences(data, first_rows or {}))), first_rows or {})
 
 
 def _open_local(row: SuiteRow, path: Path) -> dict[str, "Dataset"]:
@@ -176,13 +178,13 @@ def _differences(data: SuiteData, first_rows: dict[str, int]) -> list[str]:
     """What the data has otherwise than the suite says."""
     row, notes = data.row, []
     if data.num_classes != row.num_classes:
-        notes.append(f"{data.num_classes} classes, the paper {row.num_classes}")
+        notes.append(f"{data.num_classes} classes, the suite says {row.num_classes}")
     if row.test_size and len(data.splits["test"]) != row.test_size:
-        notes.append(f"{len(data.splits['test']):,} test images, the paper {row.test_size:,}")
+        notes.append(f"{len(data.splits['test']):,} test images, the suite says {row.test_size:,}")
     # The paper's may be training and validation together.
     own = [len(data.splits[split]) for split in ("train", "validation") if split in data.splits]
     if own and not first_rows and row.train_size and row.train_size not in (own[0], sum(own)):
-        notes.append(f"{own[0]:,} training images, the paper {row.train_size:,}")
+        notes.append(f"{own[0]:,} training images, the suite says {row.train_size:,}")
     return notes
 
 

@@ -1,6 +1,7 @@
 """Writes the configuration that fine-tunes the winner of a comparison of models with recipes/vit/finetune.py."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _header(comparison: Comparison, model: ComparedModel, path: str | Path, pass
     best = f"the best that this recipe trains (not {', '.join(passed_over)})" if passed_over else "the best"
     return [
         f"# {model.name} for the images of {data.source}: {best} of {len(comparison.models)} models compared on them",
-        f"# run:       python {RECIPE} {path}",
+        f"# run:       python {RECIPE} {shlex.quote(str(path))}",
         f"# expect:    {_expected(comparison, model)}",
         "# measured:  not run",
         "# differs:   not a recipe of a paper: the settings of recipes/vit/configs/folder.yaml, with epochs and batch size",

@@ -42,7 +42,7 @@ def test_local_data_and_a_baseline(tmp_path, capsys):
     assert main(command) == 0
     output, errors = capsys.readouterr()
     assert output.index("Describable Textures") < output.index("UCF101")
-    assert "3 classes, the paper 47" in output
+    assert "3 classes, the suite says 47" in output
     assert "food101: needs the network" in errors and "hateful_memes: not given" in errors
     assert (tmp_path / "output" / "zero_shot_deltas.png").is_file()
 

@@ -212,6 +212,7 @@ def test_an_interrupted_run_leaves_the_old_table(tmp_path, model, pictures, monk
         (["{model}", "{empty}"], "No images in"),
         (["{model}", "{empty}/missing.png"], "does not exist"),
         (["{model}", "{pictures}", "--device", "abacus"], "`--device` 'abacus' cannot be used"),
+        (["{model}", "{pictures}", "--device", "meta"], "`--device` 'meta' cannot be used"),
         (["{model}", "{pictures}", "--output", "{empty}"], "`--output` must be a file"),
         (["{headless}", "{pictures}"], "lacks 2 weights of ViTForImageClassification: classifier.bias"),
         (["{empty}", "{pictures}"], "preprocessor_config.json"),

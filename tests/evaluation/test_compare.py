@@ -13,6 +13,7 @@ from hf_vitfm import few_shot, linear_probe
 from hf_vitfm.evaluation import compare, features
 from hf_vitfm.evaluation.compare import CompareOptions, compare_models
 from hf_vitfm.evaluation.compare_data import comparison_prompts, open_comparison
+from hf_vitfm.evaluation.compare_report import comparison_notes
 from hf_vitfm.evaluation.compare_tasks import TOLERANCE, Answers, EncodedImages, classify, usable_shots
 from hf_vitfm.evaluation.features import extract_features
 from hf_vitfm.evaluation.suite_models import load_suite_model
@@ -235,3 +236,30 @@ def test_options_outside_their_range_are_refused(options, message, folder, model
 def test_a_model_is_compared_once(folder, models):
     with pytest.raises(ValueError, match="each once"):
         compare_models(models[:1] * 2, open_comparison(folder), CompareOptions())
+
+
+def test_a_model_whose_features_no_solver_copes_with_fails_alone(folder, models, monkeypatch):
+    calls = []
+
+    def fail_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.linalg.LinAlgError("eigh did not converge")
+        return classify(*args)
+
+    monkeypatch.setattr(compare, "classify", fail_once)
+    found = compare_models(models[1:], open_comparison(folder), CompareOptions(seeds=(0,)))
+    assert [model.name for model in found.models] == ["tiny_resnet"]
+    assert found.failures == {"tiny_vit": "eigh did not converge"}
+
+
+def test_test_images_that_were_learnt_from_are_counted(models, tmp_path):
+    folder = save_folder(tmp_path, train=4, test=3)
+    assert compare_models(models[1:2], open_comparison(folder), CompareOptions(seeds=(0,))).repeated == 0
+    image = next((folder / "train" / "Bag").iterdir())
+    (folder / "test" / "Bag" / "other_name.png").write_bytes(image.read_bytes())
+    found = compare_models(models[1:2], open_comparison(folder), CompareOptions(seeds=(0,)))
+    assert found.repeated == 1
+    assert any(
+        note.startswith("1 of 10 test images are among those to learn from") for note in comparison_notes(found)
+    )

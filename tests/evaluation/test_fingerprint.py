@@ -282,3 +282,13 @@ def test_a_weight_without_values_is_named():
         fingerprint_model(model)
     with pytest.raises(ValueError, match="an array of Python objects"):
         fingerprint_rows([{"pixel_values": np.array([None])}])
+
+
+def test_the_eps_of_a_norm_counts_that_its_configuration_does_not_tell():
+    model = randomize(ViTModel(tiny_config()))
+    expected = fingerprint_model(model)
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.LayerNorm))
+    eps, norm.eps = norm.eps, 0.5
+    assert fingerprint_model(model) != expected
+    norm.eps = eps
+    assert fingerprint_model(model) == expected

@@ -1,6 +1,7 @@
 """Data sets of suites are opened in the layouts in which they are published, and in others."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -108,9 +109,9 @@ def test_differences_from_the_paper_are_noted_with_numbers(tmp_path):
     row = find_row("clip27", "birdsnap")
     data = open_row(row, write_fixture(row, tmp_path))
     assert data.notes == (
-        "3 classes, the paper 500",
-        "9 test images, the paper 2,149",
-        "24 training images, the paper 42,283",
+        "3 classes, the suite says 500",
+        "9 test images, the suite says 2,149",
+        "24 training images, the suite says 42,283",
     )
 
 
@@ -175,3 +176,14 @@ def test_fingerprints_change_with_a_label_and_with_a_pixel(tmp_path):
     lines[0]["label"] = 1 - lines[0]["label"]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert open_row(row, folder).fingerprints["train"] != first["train"]
+
+
+def test_a_lone_split_for_training_is_tested_on_and_said_so(tmp_path):
+    row = replace(find_row("clip27", "pets"), train_size=None)
+    for place in ("named/train", "unnamed"):
+        for label in range(2):
+            (tmp_path / place / NAMES[label]).mkdir(parents=True)
+            picture(label, 0).save(tmp_path / place / NAMES[label] / "0.png")
+    said = "no test split: all images of 'train' are tested on, and none is learnt from"
+    assert said in open_row(row, tmp_path / "named").notes
+    assert said not in open_row(row, tmp_path / "unnamed").notes

@@ -1,5 +1,7 @@
 """The configuration for the winner of a comparison: the recipe takes it, on the images of the comparison."""
 
+import shlex
+
 import pytest
 import yaml
 
@@ -97,3 +99,9 @@ def test_small_encoders_take_a_larger_learning_rate(parameters, rate, compared, 
     monkeypatch.setattr(type(comparison.data.train), "__len__", lambda self: 3_000)
     written = write_fine_tuning_config(comparison, tmp_path / "finetune.yaml", "outputs/x")
     assert yaml.safe_load(written.text)["learning_rate"] == pytest.approx(rate)
+
+
+def test_a_place_with_spaces_can_be_pasted(compared, tmp_path):
+    path = tmp_path / "my results" / "finetune.yaml"
+    write_fine_tuning_config(compared("fashion-mae"), path, "outputs/x")
+    assert shlex.split(header(path.read_text())["run"])[-1] == str(path)
