@@ -1,5 +1,6 @@
 """Preconditioned L-BFGS for smooth convex objectives that are computed with rounding (Nocedal & Wright, algorithm 7.4)."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 MEMORY = 10  # pairs that L-BFGS keeps
-MAX_TRIALS = 12  # step lengths per iteration
+MAX_TRIALS = 20  # step lengths per iteration
 SUFFICIENT_DECREASE, CURVATURE = 1e-4, 0.9  # of Wolfe's conditions
 FIRST_RENEWAL, RENEWAL = 10, 50  # iterations after which the approximate Hessian is made anew
 LOSS_NOISE = 1e-7  # nats within which two losses cannot be told apart in float32
@@ -31,10 +32,10 @@ class Objective(Protocol):
         """Approximate the Hessian at a point."""
 
     def sharpen(self, point: Tensor) -> bool:
-        """Compute more exactly around a point; False if that cannot be."""
+        """Compute more exactly from a point on, where rounding is in the way; False if that cannot be."""
 
-    def sharpness(self, point: Tensor) -> float:
-        """The length of steps from a point for which rounding may be in the way."""
+    def refresh(self, point: Tensor, step: Tensor) -> bool:
+        """Whether more is known of a point, computed anew since the step that led there is so short."""
 
 
 @dataclass
@@ -87,7 +88,7 @@ def minimize(fit: Objective, point: Tensor, tol: float, max_iterations: int) -> 
         if product > 0:
             pairs.append((step, change, 1 / product))
         point, loss, gradient, largest = found.point, found.loss, found.gradient, found.largest
-        if fit.is_sharp and step.norm() < fit.sharpness(point) and fit.sharpen(point):
+        if fit.refresh(point, step):
             loss, gradient, largest = fit(point)
     return Minimum(point, largest, iterations)
 
@@ -142,7 +143,7 @@ def _search_line(fit: Objective, point: Tensor, direction: Tensor, loss: float, 
         if high is None:
             length *= 2
             continue
-        share = 0.5
+        share = 0.5 if math.isfinite(high_slope) else 0.1  # too far by orders of magnitude
         if high_slope > 0:
             share = min(max(low_slope / (low_slope - high_slope), 0.1), 0.9)
         length = low + share * (high - low)

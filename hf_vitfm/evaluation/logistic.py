@@ -9,7 +9,7 @@ L-BFGS starts every step from an approximate Newton step. Its Hessian is a Krone
 (dim, dim) matrix: exact at first, where all rows have the same probabilities, and made anew for those of the day in fits
 that take many steps. The eigenvectors of the first serve every C. Sums over rows are made chunk by chunk in float32; once
 rounding hides the rest of the way, in float64 at one point, and from there on the changes alone, whose rounding shrinks with
-them. Everything else is float64.
+them; if that is not enough, in float64. Everything else is float64.
 """
 
 import logging
@@ -120,10 +120,10 @@ class LogisticProblem:
             centre += part @ chunk.to(self.dtype)
         centre /= total
         if self.rows > dim:
-            gram, narrow = weights.new_zeros(dim, dim), centre.to(self.dtype)
+            gram, narrow = centre.new_zeros(dim, dim), centre.to(self.dtype)
             for chunk, part in zip(self.chunks(), parts, strict=True):
                 chunk = (chunk.to(self.dtype) - narrow) * part.sqrt()[:, None]
-                gram.addmm_(chunk.T, chunk)
+                gram += chunk.T @ chunk
             values, vectors = torch.linalg.eigh(gram / self.rows)
         else:  # what lies outside of the rows' span has no gradient
             rows = (self.features.double() - centre) * (weights.double()[:, None] / self.rows).sqrt()
@@ -195,8 +195,7 @@ class _Curvature:
     """The approximate Hessian without the penalty, in its eigenvectors, to solve with at any penalty."""
 
     def __init__(self, classes: Tensor, centre: Tensor, values: Tensor, vectors: Tensor, weight: float):
-        # Any rounding here only costs steps: the products with eigenvectors are made in the precision of the features.
-        self.centre, self.values, self.vectors = centre, values.double(), vectors
+        self.centre, self.values, self.vectors = centre, values, vectors
         class_values, self.class_vectors = torch.linalg.eigh(classes)
         self.class_values = class_values.clamp_min(0)
         # The direction in which all scores shift alike has no curvature and no gradient.
@@ -207,10 +206,9 @@ class _Curvature:
         """The Newton step for a gradient (K, D + 1) by coefficients and by scores at the mean feature."""
         shift = self.centre - mean
         offsets = gradient[:, -1:]
-        inner = self.class_vectors.T @ (gradient[:, :-1] - offsets * shift)
-        inner = (inner.to(self.vectors.dtype) @ self.vectors).double()
+        inner = self.class_vectors.T @ (gradient[:, :-1] - offsets * shift) @ self.vectors
         inner /= self.class_values[:, None] * self.values + penalty
-        coefficients = self.class_vectors @ (inner.to(self.vectors.dtype) @ self.vectors.T).double()
+        coefficients = self.class_vectors @ inner @ self.vectors.T
         offsets = self.inverse_classes @ offsets - coefficients @ shift[:, None]
         return torch.cat([coefficients, offsets], dim=1)
 
@@ -280,23 +278,33 @@ class _Fit:
         if problem.is_softmax:  # a row's shares sum to 1, so rows of this matrix sum to 0
             classes = (classes + classes.T) / 2
             classes.diagonal().zero_().sub_(classes.sum(dim=1))
-        self.curvature = problem.curvature_of(classes / classes.trace(), torch.cat(weights))
+        if classes.trace() > 0:  # not where all probabilities are 0 and 1
+            self.curvature = problem.curvature_of(classes / classes.trace(), torch.cat(weights))
 
     def sharpen(self, point: Tensor) -> bool:
-        """Compute in float64 at a point, and from now on what changes from there; False if nothing gets more exact."""
-        if self.dtype == torch.float64 or (self.anchor is not None and torch.equal(self.anchor.point, point)):
+        """Compute in float64 at a point and from there what changes, then in float64 alone; False if that is done."""
+        if self.dtype == torch.float64:
             return False
-        self.anchor = _Anchor(point, *self._data_term(point, torch.float64))
+        if self.anchor is None:
+            self._anchor(point)
+        else:
+            self.anchor, self.dtype = None, torch.float64
         return True
+
+    def refresh(self, point: Tensor, step: Tensor) -> bool:
+        """Whether a point got the anchor, being far from the last one by the measure of a step."""
+        if self.anchor is None or step.norm() >= ANCHOR_SHARE * (point - self.anchor.point).norm():
+            return False
+        self._anchor(point)
+        return True
+
+    def _anchor(self, point: Tensor) -> None:
+        self.anchor = _Anchor(point, *self._data_term(point, torch.float64))
 
     @property
     def is_sharp(self) -> bool:
         """Whether it is computed more exactly than at first."""
         return self.dtype == torch.float64 or self.anchor is not None
-
-    def sharpness(self, point: Tensor) -> float:
-        """The length of steps from a point for which rounding may be in the way: a share of the way from the anchor."""
-        return 0.0 if self.anchor is None else ANCHOR_SHARE * (point - self.anchor.point).norm().item()
 
     def __call__(self, point: Tensor) -> tuple[float, Tensor, float]:
         """The loss, its gradient, and the largest entry of the gradient by plain coefficients and intercepts."""

@@ -123,6 +123,16 @@ def test_probabilities_next_to_one_leave_a_way_down():
     assert LogisticProblem(features, labels).solve(100.0).is_converged
 
 
+@pytest.mark.parametrize("C", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_clouds_far_apart_by_the_measure_of_their_spread_are_fitted(C, classes):
+    # All probabilities are 0 and 1 in float32, and rounding of the features' products is as large as what tells rows apart.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(30) % classes
+    features = 1e3 * torch.randn(classes, 8, generator=generator)[labels] + torch.randn(30, 8, generator=generator)
+    assert LogisticProblem(features, labels).solve(C).is_converged
+
+
 def test_small_problems_take_one_thread_and_give_the_others_back(monkeypatch):
     used, threads = [], torch.get_num_threads()
     minimize = logistic.minimize
