@@ -14,7 +14,7 @@ MAX_TRIALS = 20  # step lengths per iteration
 SUFFICIENT_DECREASE, CURVATURE = 1e-4, 0.9  # of Wolfe's conditions
 FIRST_RENEWAL, RENEWAL = 10, 50  # iterations after which the approximate Hessian is made anew
 LOSS_NOISE = 1e-7  # nats within which two losses cannot be told apart in float32
-STEP_TOLERANCE, MOVE_TOLERANCE = 1e-5, 4e-4  # of the coefficients' norm: the next step, the last ten steps together
+STEP_TOLERANCE, MOVE_TOLERANCE = 1e-5, 2e-4  # of the coefficients' norm: the next step, the last ten steps together
 
 
 class Objective(Protocol):
