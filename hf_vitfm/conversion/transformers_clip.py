@@ -116,7 +116,7 @@ def _our_fields(tower: Tower, theirs: transformers.PreTrainedConfig) -> dict:
 
 def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """Convert both towers."""
-    theirs = transformers.CLIPConfig.from_dict(saved)  # also reads `text_config_dict`, and fills in defaults
+    theirs = transformers.CLIPConfig(**saved)  # also reads `text_config_dict`, and fills in defaults
     config = {"projection_dim": theirs.projection_dim, "logit_scale_init_value": theirs.logit_scale_init_value}
     rest = dict(state_dict)
     converted = {}
@@ -137,11 +137,11 @@ def read_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]) ->
     tower = _tower_of(model_class)
     projection = projection_of(tower, state_dict)
     if saved.get("model_type") == MODEL_TYPE:
-        whole = transformers.CLIPConfig.from_dict(saved)
+        whole = transformers.CLIPConfig(**saved)
         theirs, width = getattr(whole, tower.config), whole.projection_dim
         weights = part(state_dict, tower.prefix)
     else:
-        theirs = tower.theirs.from_dict(saved)
+        theirs = tower.theirs(**saved)
         width = theirs.projection_dim
         weights = {name: tensor for name, tensor in state_dict.items() if name not in projection}
         has_prefix = any(name.startswith(tower.prefix) for name in weights)

@@ -94,7 +94,7 @@ def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple
     """
     has_registers = saved.get("model_type") == REGISTERS_MODEL_TYPE
     config_class = transformers.Dinov2WithRegistersConfig if has_registers else transformers.Dinov2Config
-    theirs = config_class.from_dict(saved)  # fills in the defaults that a config.json leaves out
+    theirs = config_class(**saved)  # fills in the defaults that a config.json leaves out
     is_base, is_gated = issubclass(model_class, ViTModel), theirs.use_swiglu_ffn
     fields = {
         **{name: getattr(theirs, name) for name in _SHARED_FIELDS},

@@ -101,7 +101,7 @@ def _our_tower(tower: Tower, weights: dict[str, Tensor], num_layers: int) -> tup
 
 def read(model_class: type, saved: dict, state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     """Convert both towers."""
-    theirs = transformers.SiglipConfig.from_dict(saved)  # fills in the defaults that a config.json leaves out
+    theirs = transformers.SiglipConfig(**saved)  # fills in the defaults that a config.json leaves out
     config = {"projection_dim": theirs.text_config.projection_size, "objective": "sigmoid"}
     rest, converted = dict(state_dict), {}
     for tower in (_TEXT, _VISION):
@@ -118,9 +118,9 @@ def read_tower(model_class: type, saved: dict, state_dict: dict[str, Tensor]) ->
     """Convert one tower, of a file of both or of it alone; a text tower without projection leaves the head out."""
     tower = _tower_of(model_class)
     if saved.get("model_type") == MODEL_TYPE:
-        theirs, prefix = getattr(transformers.SiglipConfig.from_dict(saved), tower.config), tower.prefix
+        theirs, prefix = getattr(transformers.SiglipConfig(**saved), tower.config), tower.prefix
     else:
-        theirs = tower.theirs.from_dict(saved)
+        theirs = tower.theirs(**saved)
         prefix = tower.prefix if any(name.startswith(tower.prefix) for name in state_dict) else ""
     fields = _our_fields(tower, theirs)
     weights, projection = _our_tower(tower, part(state_dict, prefix), theirs.num_hidden_layers)

@@ -80,7 +80,7 @@ def complete(config_class: type, saved: dict) -> transformers.PreTrainedConfig:
 
     Files of earlier years have fewer fields, nulls where a field now must have a value, and fields that are no more.
     """
-    return config_class.from_dict({name: value for name, value in saved.items() if value is not None})
+    return config_class(**{name: value for name, value in saved.items() if value is not None})
 
 
 def take_pooler(theirs, state_dict: dict[str, Tensor], is_base: bool) -> tuple[dict[str, Tensor], dict]:

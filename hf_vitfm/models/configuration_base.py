@@ -89,7 +89,9 @@ class VitfmConfig(PreTrainedConfig):
         if not __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
             saved.pop("auto_map", None)  # names files of remote code, which the next save would not have beside it
         fields = {name: kwargs.pop(name) for name in cls.field_names() if name in kwargs}
-        return super().from_dict({**cls._without_invalid(saved, fields), **fields}, **kwargs)
+        known = {**cls._without_invalid(saved, fields), **fields}
+        # Without keywords transformers' method does no more than this, but writes the whole configuration out for its log.
+        return super().from_dict(known, **kwargs) if kwargs else cls(**known)
 
     @classmethod
     def _without_invalid(cls, saved: dict, fields: dict) -> dict:
