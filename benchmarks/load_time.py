@@ -189,7 +189,7 @@ def render(report: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in {"layers": 12, "rounds": 9, "threads": 2}.items():
+    for name, default in {"layers": 12, "rounds": 15, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/load_time.json")
     args = parser.parse_args()
