@@ -10,6 +10,7 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from mmap import ACCESS_READ
 from mmap import mmap as memory_map
 from pathlib import Path
@@ -26,6 +27,7 @@ from .pickles import BombError, check_pickle
 
 # A file may describe this many times its own size (tied weights, zeros that compress well), and a little more.
 _MAX_GROWTH, _SLACK = 16, 2**22
+_CHUNK = 2**20  # bytes read at once
 _ADVICE = "Fetch it again."
 _POINTER = b"version https://git-lfs"
 _LEGACY_PICKLES = 5  # of torch's older layout: two numbers, the machine, the content, the names of its storages
@@ -120,9 +122,20 @@ def _safetensors_whole_numbers(path) -> list[str]:
 # PyTorch
 
 
-def _read_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
+def _read_pickled(path) -> dict[str, Tensor]:
+    """The tensors in memory of their own: mapped ones would crash the process when somebody saves to the file's name."""
+    if not _is_zip(path):
+        return _open_pickled(path)
+    _check_torch_archive(path)
+    with ThreadPoolExecutor(1) as pool:  # summing takes a third of the time of reading
+        sums = pool.submit(_check_sums, path)
+        tensors = _open_pickled(path)
+        sums.result()
+    return tensors
+
+
+def _open_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
+    is_zip = _is_zip(path)
     if is_zip:
         _check_torch_archive(path)
     _check_pickles(path, is_zip)
@@ -136,12 +149,17 @@ def _read_pickled(path, mmap: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
+def _is_zip(path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def _check_pickles(path, is_zip: bool) -> None:
     """Refuse a file whose pickles make much memory, or endless work, of a few bytes."""
     try:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
+                for entry in _summed(archive):
                     if entry.filename.lower().endswith("data.pkl"):  # torch looks for it in either case
                         check_pickle(io.BytesIO(archive.read(entry)))
         else:
@@ -154,12 +172,31 @@ def _check_pickles(path, is_zip: bool) -> None:
         ) from error
 
 
+def _check_sums(path) -> None:
+    """Refuse an archive whose bytes are not those that were written, which `torch.load` does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in _summed(archive):
+            with archive.open(entry) as file:
+                while file.read(_CHUNK):  # the last read compares the sum
+                    pass
+
+
+def _summed(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The entries; those without a sum (`torch.serialization.set_crc32_options(False)`) so that zipfile asks for none."""
+    entries = archive.infolist()
+    for entry in entries:
+        entry.CRC = entry.CRC or None
+    return entries
+
+
 def _pickled_shapes(path) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in _read_pickled(path, mmap=True).items()}
+    return {name: tuple(tensor.shape) for name, tensor in _open_pickled(path, mmap=True).items()}
 
 
 def _whole_numbers(path) -> list[str]:
-    tensors = _read_pickled(path, mmap=True)
+    if _is_zip(path):
+        _check_sums(path)  # the reading that follows is transformers', which does not
+    tensors = _open_pickled(path, mmap=True)
     return [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
 
 

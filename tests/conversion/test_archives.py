@@ -95,6 +95,25 @@ def test_only_the_plain_namespace_is_allowed(tmp_path, tensors):
         torch.load(tmp_path / "y.pth", weights_only=True)
 
 
+def test_numbers_that_changed_on_the_way_are_refused(tmp_path, tensors):
+    path = tmp_path / "x.pth"
+    torch.save({"model": tensors}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(tensors["layer.weight"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="x.pth is damaged or cut off .*CRC"):
+        read_tensors(path)
+
+
+def test_archives_without_sums_are_read(tmp_path, tensors):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_tensors(tmp_path / "x.pth"), tensors)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript_is_refused_naming_where_the_weights_can_be_had(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-32.pt"))

@@ -24,7 +24,7 @@ SMALL = {
     "patch_size": 4,
     "num_labels": 2,
 }
-KINDS = ("safetensors", "zip", "legacy", "ours")
+KINDS = ("safetensors", "zip", "legacy", "ours", "our zip")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,8 @@ def originals(tmp_path_factory):
         path = folders[kind] / "pytorch_model.bin"
         torch.save({"model": weights}, path, _use_new_zipfile_serialization=kind == "zip")
     randomize(ViTForImageClassification(ViTConfig(**SMALL))).save_pretrained(folders["ours"])
+    shutil.copy(folders["ours"] / "config.json", folders["our zip"])
+    torch.save(load_file(folders["ours"] / "model.safetensors"), folders["our zip"] / "pytorch_model.bin")
     return folders
 
 
@@ -88,14 +90,15 @@ def test_flipped_bits_are_an_error_or_change_no_more_than_their_numbers(original
     path, generator = weight_file(tmp_path), random.Random(0)
     expected = ViTForImageClassification.from_pretrained(originals[kind]).state_dict()
     content = path.read_bytes()
+    most = 0 if "zip" in kind else 1  # archives hold sums of their bytes
     for i in range(16):
         # Half of the flips go where the names and shapes are.
         end = min(len(content), 2000) if i % 2 else len(content)
         place, bit = generator.randrange(end), generator.randrange(8)
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         model = load_or_fail_clearly(tmp_path)
-        if model is not None and path.suffix == ".safetensors":
-            assert changed_numbers(model, expected) <= 1, (place, bit)
+        if model is not None and kind != "legacy":
+            assert changed_numbers(model, expected) <= most, (place, bit)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip"])
